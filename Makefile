@@ -1,0 +1,44 @@
+# Two commands do everything on a fresh machine with Python 3.11 and pip: `make demo` and `make test`.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements/$(if $(shell command -v nvidia-smi),gpu,cpu).lock
+# uv does not read pip's configuration: hand it pip's find-links; without any, its own index of CPU builds serves torch.
+CPU_TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
+TORCH_SOURCE := $(if $(findstring cpu,$(LOCK)),$(CPU_TORCH))
+COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --all-extras --no-emit-find-links --no-header
+
+.PHONY: demo test lint bench lock clean
+
+demo: $(VENV)/.ready  ## MovieLens 1M: fetch, prepare, train a DLRM under Ray, report
+	$(BIN)/python jobs/train_dlrm.py --run-dir runs/demo/dlrm
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.ready  ## every benchmark in turn; each prints a table and one JSON line
+	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+# The locks are installed with --no-deps: torchrec depends on fbgemm-gpu, which cannot load on a machine without CUDA.
+$(VENV)/.ready: $(LOCK) pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps $(TORCH_SOURCE) --requirement $(LOCK)
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --editable .
+	touch $@
+
+# The lock says torch==2.13.0 without "+cpu", so that any source of that version fits.
+lock: $(VENV)/.ready
+	$(COMPILE) $(CPU_TORCH) --override requirements/overrides-cpu.txt pyproject.toml requirements/cpu.in | sed 's/+cpu//' >requirements/cpu.lock.new
+	mv requirements/cpu.lock.new requirements/cpu.lock
+	$(COMPILE) --override requirements/overrides-gpu.txt pyproject.toml >requirements/gpu.lock.new
+	mv requirements/gpu.lock.new requirements/gpu.lock
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

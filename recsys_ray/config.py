@@ -1,0 +1,170 @@
+"""Every knob on one page: frozen dataclasses, no torch. Jobs hold one literal of these; tyro overrides it on the command line
+(`python jobs/train_dlrm.py --train.epochs 3 --launch.workers 8`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How rows are divided into train, validation and test."""
+
+    by: Literal["random", "time", "column"] = "random"
+    """random: by a hash of file and row. time: the latest rows are test, those before them validation. column: as it says."""
+    validation: float = 0.1
+    """Fraction of rows, for random and time."""
+    test: float = 0.1
+    """Fraction of rows, for random and time."""
+    column: str = ""
+    """For `column`: the column that holds the words train, validation or test."""
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """From Parquet to a dataset directory."""
+
+    parquet: str = ""
+    """Interactions: a Parquet file, folder, glob or object-store URL."""
+    users: str = ""
+    """Optional Parquet of user columns, one row a user, joined on `user_key`. Must fit in a worker's memory, like `items`."""
+    items: str = ""
+    """Optional Parquet of item columns, one row an item, joined on `item_key`."""
+    user_key: str = "user_id"
+    item_key: str = "item_id"
+    out: str = ""
+    """The dataset directory to write, on a file system that all workers share."""
+    schema: str = ""
+    """A schema file; empty: the `schema.json` beside the Parquet."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    seed: int = 0
+    block_rows: int = 256
+    """Rows in a row block, the unit that is stored, shuffled and batched."""
+    max_rejected: float = 0.1
+    """Give up, writing nothing, when more than this fraction of the rows is bad."""
+    overwrite: bool = False
+    """Replace an existing dataset directory, atomically."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to train on: a prepared directory, raw Parquet, or with neither MovieLens 1M."""
+
+    path: str = ""
+    """A dataset directory written by jobs/prepare_data.py."""
+    parquet: str = ""
+    """Raw Parquet, prepared first; its schema is `--data.schema` or the `schema.json` beside it."""
+    schema: str = ""
+    cache: str = ""
+    """Where workers keep copies of shards when `path` is a remote URL; empty: read the shards where they are."""
+    loader_workers: int | None = None
+    """Processes that decode blocks for each training worker; None: 2 on GPU, 0 (in the training process) on CPU."""
+    num_canonical_nodes: int = 1
+    """Mosaic Streaming's: fixes the order of rows for any number of nodes that divides it or is divided by it."""
+    predownload: int = 1024
+    """Blocks fetched ahead of training, per worker."""
+
+
+@dataclass(frozen=True)
+class DLRMConfig:
+    """DLRM (Naumov et al. 2019), or with interaction dcn its variant with a cross network (DCNv2, Wang et al. 2020)."""
+
+    interaction: Literal["dot", "dcn"] = "dot"
+    embedding_dim: int = 16
+    pooling: Literal["sum", "mean"] = "mean"
+    """How the embeddings of a multi-valued column become one."""
+    dense_layers: tuple[int, ...] = (64,)
+    """Hidden layers of the bottom MLP; a last one of embedding_dim is added."""
+    over_layers: tuple[int, ...] = (128, 64)
+    """Hidden layers of the top MLP; a last one of 1 is added."""
+    cross_layers: int = 3
+    cross_rank: int = 64
+    dropout: float = 0.0
+    """On the input of every layer of the top MLP."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Embeddings are updated within the backward pass (fused); the dense part by Adam."""
+
+    sparse: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
+    sparse_learning_rate: float = 0.05
+    dense_learning_rate: float = 1e-3
+    dense_weight_decay: float = 0.0
+    warmup_steps: int = 0
+    """Steps over which both rates grow linearly to their value."""
+    decay_steps: int = 0
+    """Steps after warm-up over which both rates fall linearly to `final_rate` of their value; 0: no decay."""
+    final_rate: float = 0.1
+    clip_norm: float = 10.0
+    """Largest global norm of the dense gradient; 0: no clipping."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    epochs: int = 5
+    global_batch: int = 4096
+    """Rows in a step over all workers; a multiple of block_rows * workers."""
+    max_steps: int = 0
+    """Stop after this many steps; 0: no limit."""
+    log_every: int = 20
+    """Steps between progress lines and MLflow points."""
+    patience: int = 2
+    """Stop after this many epochs without a better validation NE; 0: never stop early."""
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast of the dense part on GPUs that have it, fp32 elsewhere."""
+
+
+@dataclass(frozen=True)
+class ShardingConfig:
+    types: tuple[Literal["table_wise", "row_wise", "column_wise", "table_row_wise"], ...] = (
+        "table_wise",
+        "row_wise",
+        "column_wise",
+    )
+    """What the planner may choose from. Data-parallel is left out: its tables would train with the dense optimizer."""
+    memory_gib: float = 0.0
+    """Memory a worker may use for tables and activations; 0: what its GPU, or its share of the host, has free."""
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    uri: str = ""
+    """MLflow tracking URI; empty: SQLite, in `mlflow.db` beside the run directory."""
+    experiment: str = "recsys_ray"
+    log_weights_below_mib: int = 1024
+    """Log the trained state dict as an artifact when it is smaller than this."""
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    engine: Literal["ray"] = "ray"
+    workers: int = 1
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float | None = None
+    """None: one where the cluster has GPUs, none elsewhere."""
+    max_failures: int = 0
+    """Times that failed workers are started again; training then goes on from the last checkpoint."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    run_dir: str = ""
+    """Where everything ends up: checkpoints, outcome.json, report.html. Running again in it goes on."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: DLRMConfig = field(default_factory=DLRMConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: LoopConfig = field(default_factory=LoopConfig)
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+
+def to_json(config: TrainConfig | PrepareConfig) -> str:
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
