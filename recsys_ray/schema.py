@@ -201,7 +201,7 @@ def infer_schema(table: pa.Schema, label: str = "") -> Schema:
 
 
 def _infer_column(field: pa.Field) -> Column:
-    side = next((side for side in ("user", "item") if field.name.startswith(side)), "context")
+    side: Side = "user" if field.name.startswith("user") else "item" if field.name.startswith("item") else "context"
     multi = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
     value = field.type.value_type if multi else field.type
     if pa.types.is_dictionary(value):

@@ -1,0 +1,45 @@
+"""Fetches, converts or generates a data set as Parquet, with the schema.json that jobs/prepare_data.py wants beside it.
+
+    python jobs/fetch_dataset.py movielens --out data/ml-1m
+    python jobs/fetch_dataset.py movielens --out data/ml-1m --source folder-with-ratings.dat
+    python jobs/fetch_dataset.py criteo --files day_0.gz day_1.gz --out data/criteo
+    python jobs/fetch_dataset.py synthetic --rows 4000000 --out data/synthetic
+
+All of it or nothing is written, and a second call with the same arguments returns at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import tyro
+
+from recsys_ray.datasets import criteo, movielens, synthetic
+
+DATASETS = {
+    "movielens": movielens.fetch,
+    "criteo": criteo.convert,
+    "synthetic": synthetic.generate,
+}
+
+
+def main() -> None:
+    started = time.monotonic()
+    out = tyro.extras.subcommand_cli_from_dict(DATASETS, description=__doc__)
+    print(f"{describe(out)} in {time.monotonic() - started:.1f} s")
+
+
+def describe(out: Path) -> str:
+    """The folder and what lies in it."""
+    files = [file for file in out.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files) / 1e6
+    return f"{out}: {', '.join(sorted(file.name for file in out.iterdir()))} ({size:.1f} MB)"
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"fetch_dataset: {error}")

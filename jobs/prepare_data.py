@@ -1,0 +1,51 @@
+"""Parquet -> dataset directory (schema.json, MDS row blocks by split, rejected rows, summary.json), with Ray Data.
+
+    python jobs/prepare_data.py --parquet data/clicks --infer-schema data/clicks/schema.json   # a first schema: read, edit
+    python jobs/prepare_data.py --parquet data/clicks --out datasets/clicks --split.by time
+
+Running it again on the same inputs does nothing. On a cluster:
+
+    ray job submit --working-dir . -- python jobs/prepare_data.py ...
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import tyro
+
+from recsys_ray.config import PrepareConfig
+from recsys_ray.data.prepare import prepare
+from recsys_ray.data.sources import open_source
+from recsys_ray.schema import infer_schema
+
+
+@dataclass(frozen=True)
+class PrepareJob(PrepareConfig):
+    infer_schema: str = ""
+    """Only write a schema inferred from the Parquet types to this file, to be edited."""
+    label: str = ""
+    """With --infer-schema: which column is the label."""
+
+
+def main(job: PrepareJob) -> None:
+    if job.infer_schema:
+        schema = infer_schema(open_source(job).arrow_schema, job.label)
+        Path(job.infer_schema).write_text(schema.to_json())
+        print(f"wrote {job.infer_schema}: read it, edit it, then run again without --infer-schema")
+        return
+    ray.init(ignore_reinit_error=True)
+    summary = prepare(job).summary
+    print(f"{job.out}: {summary['rows_in']:,} rows in -> {summary['rows']}, {summary['rejected']:,} rejected")
+    for reason, count in summary["rejected_reasons"].items():
+        print(f"  rejected: {count:,} rows, {reason}")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(PrepareJob, description=__doc__))
+    except (ValueError, OSError) as error:
+        sys.exit(f"prepare_data: {error}")

@@ -1,0 +1,55 @@
+"""Train a DLRM, the ranking model: from Parquet or a prepared dataset to checkpoints, metrics and a report.
+
+    python jobs/train_dlrm.py                                    # MovieLens 1M: fetched, prepared, trained
+    python jobs/train_dlrm.py --data.path datasets/clicks        # a directory written by jobs/prepare_data.py
+    python jobs/train_dlrm.py --data.parquet data/clicks         # raw Parquet with a schema.json beside it
+    ray job submit --working-dir . -- python jobs/train_dlrm.py --data.path /shared/clicks --launch.workers 8
+
+Every knob is in recsys_ray/config.py and `--help`. Running again with the same --run-dir goes on where the run stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import ray
+import tyro
+
+from recsys_ray.config import DLRMConfig, LaunchConfig, LoopConfig, OptimizerConfig, TrainConfig
+from recsys_ray.data.prepare import dataset_for
+from recsys_ray.launch.launcher import launcher
+from recsys_ray.training.tracking import tracking_uri
+from recsys_ray.training.train import train
+
+CONFIG = TrainConfig(
+    run_dir="runs/dlrm",
+    model=DLRMConfig(interaction="dcn", embedding_dim=16),
+    optimizer=OptimizerConfig(sparse_learning_rate=0.05, dense_learning_rate=1e-3),
+    train=LoopConfig(epochs=5, global_batch=4096),
+    launch=LaunchConfig(engine="ray", workers=1),
+)
+
+
+def main(config: TrainConfig) -> None:
+    config = dataclasses.replace(config, run_dir=str(Path(config.run_dir).absolute()))
+    ray.init(ignore_reinit_error=True)
+    path = dataset_for(config.data, config.run_dir)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(Path(path).absolute())))
+    launcher(config.launch.engine).run(train, config)
+    outcome = json.loads(Path(config.run_dir, "outcome.json").read_text())
+    print(
+        f"test AUC {outcome.get('test_auc', float('nan')):.4f}   test NE {outcome.get('test_ne', float('nan')):.4f}   "
+        f"{outcome['rows_per_second']:,.0f} rows/s on {outcome['world_size']} workers"
+    )
+    print(f"report   {config.run_dir}/report.html")
+    print(f"MLflow   mlflow ui --backend-store-uri {tracking_uri(config.tracking, Path(config.run_dir))}")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(TrainConfig, default=CONFIG, description=__doc__))
+    except (ValueError, OSError) as error:
+        sys.exit(f"train_dlrm: {error}")

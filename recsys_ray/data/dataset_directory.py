@@ -1,0 +1,95 @@
+"""The dataset directory: its files, how it is put in place whole, and how to open it.
+
+schema.json          columns, with the sizes and means that preparation found
+vocabularies/        <table>.parquet: values, most frequent first
+train/ validation/ test/   MDS row blocks; a split without index.json is no split
+rejected/            bad rows as Parquet with the reason (only when there are some)
+summary.json         what went in and what came out
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys_ray.data.transform import Vocabularies
+from recsys_ray.schema import Schema
+
+SUMMARY = "summary.json"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+
+
+@dataclass(frozen=True)
+class DatasetDirectory:
+    root: Path
+    schema: Schema
+    summary: dict[str, Any]
+
+    @staticmethod
+    def open(path: str | os.PathLike[str]) -> DatasetDirectory:
+        """Raises FileNotFoundError when `path` is not a complete dataset directory."""
+        root = Path(path)
+        if not (root / SUMMARY).exists():
+            raise FileNotFoundError(f"{root} is not a dataset directory (no {SUMMARY}): write one with jobs/prepare_data.py")
+        return DatasetDirectory(root, Schema.load(root / "schema.json"), json.loads((root / SUMMARY).read_text()))
+
+    def split(self, name: str) -> Path | None:
+        """The folder of a split, or None where it has no rows."""
+        return self.root / name if (self.root / name / "index.json").exists() else None
+
+
+def write_vocabularies(root: Path, vocabularies: Vocabularies) -> None:
+    for name, values in vocabularies.items():
+        (root / "vocabularies").mkdir(exist_ok=True)
+        pq.write_table(pa.table({"value": values}), root / "vocabularies" / f"{name}.parquet")
+
+
+def load_vocabularies(root: Path, schema: Schema) -> Vocabularies:
+    names = [name for name, columns in schema.tables.items() if columns[0].encoding == "vocabulary"]
+    return {name: pq.read_table(root / "vocabularies" / f"{name}.parquet")["value"].combine_chunks() for name in names}
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when the body succeeds and is removed when it does not."""
+    staging = out.parent / f".{out.name}.preparing"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        _put_in_place(staging, out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _put_in_place(staging: Path, out: Path) -> None:
+    if not out.exists():
+        staging.rename(out)
+    elif not _exchange(staging, out):
+        old = out.parent / f".{out.name}.replaced"
+        out.rename(old)
+        staging.rename(out)
+        shutil.rmtree(old)
+
+
+def _exchange(left: Path, right: Path) -> bool:
+    """Swaps two folders in one step, so that no reader ever finds neither; False where the system cannot (renameat2(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    if libc.renameat2(AT_FDCWD, os.fsencode(left), AT_FDCWD, os.fsencode(right), RENAME_EXCHANGE) == 0:
+        return True
+    if ctypes.get_errno() in (errno.EINVAL, errno.ENOSYS):
+        return False
+    raise OSError(ctypes.get_errno(), f"cannot put {left} in the place of {right}: {os.strerror(ctypes.get_errno())}")

@@ -1,0 +1,79 @@
+"""Which rows are bad, and which are train, validation and test: pure functions of the row, so that every pass agrees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys_ray.config import SplitConfig
+from recsys_ray.data.transform import rejections, seconds
+from recsys_ray.schema import Schema
+
+SPLITS = ("train", "validation", "test")
+NO_SPLIT = 255
+
+
+def check_split(split: SplitConfig, has_timestamp: bool) -> None:
+    """Raises ValueError for fractions that leave no training rows, or a missing column."""
+    if split.by == "column" and not split.column:
+        raise ValueError("split by column wants --split.column, the name of a column holding train, validation or test")
+    if split.by == "time" and not has_timestamp:
+        raise ValueError("split by time wants a timestamp column in the schema")
+    if min(split.validation, split.test) < 0 or split.validation + split.test >= 1:
+        raise ValueError(f"split fractions: validation {split.validation} + test {split.test} must be 0 or more, and below 1")
+
+
+def time_boundaries(split: SplitConfig, quantiles: np.ndarray) -> tuple[int, int]:
+    """First timestamp of validation and of test. `quantiles`: shape [n, 2] of timestamp and the rows it stands for."""
+    ordered = quantiles[np.argsort(quantiles[:, 0], kind="stable")]
+    reached = np.cumsum(ordered[:, 1]) / ordered[:, 1].sum()
+    at = [np.searchsorted(reached, 1 - split.validation - split.test), np.searchsorted(reached, 1 - split.test)]
+    after_last = ordered[-1, 0] + 1
+    moments = [
+        ordered[i, 0] if fraction else after_last
+        for i, fraction in zip(at, (split.validation + split.test, split.test), strict=True)
+    ]
+    return int(moments[0]), int(moments[1])
+
+
+def assign_split(table: pa.Table, split: SplitConfig, seed: int, timestamp: str, boundaries: tuple[int, int]) -> np.ndarray:
+    """uint8 index into SPLITS for each row; NO_SPLIT where the split column holds another word."""
+    match split.by:
+        case "random":
+            # The seed is mixed in by hashing once more: row_hash itself depends on nothing but file and position.
+            mixed = pd.util.hash_array(table["row_hash"].to_numpy() ^ np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64))
+            place = mixed / 2.0**64
+            return (place >= 1 - split.validation - split.test).astype(np.uint8) + (place >= 1 - split.test).astype(np.uint8)
+        case "time":
+            when = seconds(table[timestamp].combine_chunks()).to_numpy(zero_copy_only=False)
+            return (when >= boundaries[0]).astype(np.uint8) + (when >= boundaries[1]).astype(np.uint8)
+        case "column":
+            words = table[split.column].cast(pa.string())
+            found = pc.index_in(words, value_set=pa.array(SPLITS)).fill_null(NO_SPLIT)
+            return found.to_numpy().astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class RowRules:
+    """Which rows are bad and which split a row belongs to; picklable, for Ray Data."""
+
+    schema: Schema
+    split: SplitConfig
+    seed: int
+    boundaries: tuple[int, int] = (0, 0)
+
+    def faults(self, batch: pa.Table) -> np.ndarray:
+        reasons = rejections(batch, self.schema)
+        if self.split.by == "column":
+            reasons[(self.splits(batch) == NO_SPLIT) & (reasons == None)] = (  # noqa: E711
+                f"{self.split.column}: split is not train, validation or test"
+            )
+        return reasons
+
+    def splits(self, batch: pa.Table) -> np.ndarray:
+        timestamp = self.schema.timestamp.name if self.schema.timestamp else ""
+        return assign_split(batch, self.split, self.seed, timestamp, self.boundaries)

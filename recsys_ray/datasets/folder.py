@@ -1,0 +1,58 @@
+"""The folder a data set is written to: all of it or nothing. Used by the other modules here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "dataset.json"
+
+
+def build(out: Path, made_from: dict[str, Any], write: Callable[[Path], None]) -> Path:
+    """Calls `write` with a new folder beside `out`, then renames that folder to `out`, and returns `out`, absolute.
+
+    Returns at once when `out` was made from the same: `made_from` must be JSON, and a None in it asks for nothing.
+    Raises FileExistsError when `out` holds anything else. What `write` raises leaves nothing behind.
+    """
+    out = out.absolute()
+    if is_built(out, made_from):
+        return out
+    partial = out.with_name(f"{out.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial.mkdir(parents=True)
+    try:
+        write(partial)
+        (partial / MANIFEST).write_text(json.dumps(made_from, indent=2) + "\n")
+        _publish(partial, out, made_from)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def is_built(out: Path, made_from: dict[str, Any]) -> bool:
+    """Whether `out` holds the set made from this; False where it is absent or an empty folder.
+
+    Raises FileExistsError when it holds anything else.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    manifest = out / MANIFEST
+    found = json.loads(manifest.read_text()) if manifest.exists() else {}
+    differing = [name for name, value in made_from.items() if value is not None and found.get(name) != value]
+    if differing:
+        was = {name: found.get(name) for name in differing} if found else "something that is no data set"
+        wanted = {name: made_from[name] for name in differing}
+        raise FileExistsError(f"{out} holds {was}, but {wanted} was asked for: remove it, or name another folder with --out")
+    return True
+
+
+def _publish(partial: Path, out: Path, made_from: dict[str, Any]) -> None:
+    try:
+        partial.rename(out)
+    except OSError:
+        # Another process that made the same set may have been first: then its copy is as good.
+        if not is_built(out, made_from):
+            raise

@@ -1,0 +1,189 @@
+"""A planted logistic model and the rows it labels: what `synthetic` writes, and the best any model can do on it.
+
+Everything random is a hash of (seed, column, row number), so that a row is the same whoever computes it, in whatever batch.
+The logit is a sum of an effect for each id, a linear effect of each dense column, and products of two ids' effects.
+Only numpy and Arrow: a benchmark can import this anywhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+MAX_LIST = 4
+"""Longest list in the multi-valued column; lists of 1 to this many ids are equally likely."""
+BINS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Columns: label, i1, i2, ... (float32, near normal), c1, c2, ... (int64 ids from 0) and, with `multi`, m1 (lists of ids)."""
+
+    dense: int = 13
+    categorical: int = 26
+    num_embeddings: int = 10_000
+    """Rows of the largest table, one of them for missing; tables grow geometrically from 11 rows in c1 to this in the last."""
+    exponent: float = 1.5
+    """An id's frequency falls as (id + 1) to minus this."""
+    effective_ids: int = 50
+    """Ids of a column that have an effect, the most frequent ones: enough rows a parameter to learn the teacher almost whole."""
+    interactions: int = 4
+    """Pairs of columns, (c1, c2), (c3, c4), ..., whose ids' effects multiply."""
+    multi: bool = False
+    logit_std: float = 1.3
+    bias: float = -1.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.exponent <= 1:
+            raise ValueError(f"synthetic: exponent is {self.exponent}; wants more than 1")
+        if self.categorical < 1 or self.dense < 0 or self.num_embeddings < 3:
+            raise ValueError("synthetic: wants categorical 1 or more, dense 0 or more, num_embeddings 3 or more")
+
+    @property
+    def ids(self) -> dict[str, int]:
+        """Column -> how many ids it has."""
+        largest = self.num_embeddings - 1
+        sizes = np.geomspace(min(10, largest), largest, self.categorical).round().astype(int)
+        columns = {f"c{number}": int(size) for number, size in enumerate(sizes, 1)}
+        return columns | ({"m1": max(2, largest // 10)} if self.multi else {})
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        return [(f"c{2 * number + 1}", f"c{2 * number + 2}") for number in range(min(self.interactions, self.categorical // 2))]
+
+
+def load_teacher(folder: Path) -> Teacher:
+    """The teacher of the data set in `folder`. Raises FileNotFoundError when it is not a synthetic one."""
+    return Teacher(**json.loads((Path(folder) / "teacher.json").read_text())["teacher"])
+
+
+def rows(teacher: Teacher, numbers: np.ndarray) -> pa.Table:
+    """The rows with these numbers (any integers, not negative), label first."""
+    numbers = numbers.astype(np.uint64)
+    columns: dict[str, pa.Array | np.ndarray] = {}
+    for number in range(1, teacher.dense + 1):
+        columns[f"i{number}"] = _normal(teacher, f"i{number}", numbers).astype(np.float32)
+    for name, size in teacher.ids.items():
+        column = _lists if name == "m1" else _power_law
+        columns[name] = column(teacher, name, numbers, size)
+    table = pa.table(columns)
+    label = (_uniform(teacher, "label", numbers) < teacher_probability(table, teacher)).astype(np.int8)
+    return table.add_column(0, "label", pa.array(label))
+
+
+def teacher_probability(table: pa.Table, teacher: Teacher) -> np.ndarray:
+    """The true probability of label 1 of each row, float64 [rows]: no model can rank better, but for luck.
+
+    `table` wants the columns i*, c* and m1 as they were written. Raises KeyError for a missing one.
+    """
+    dense, direct, paired = _effects(teacher)
+    logit = np.full(len(table), teacher.bias)
+    for name, weight in dense.items():
+        logit += weight * table[name].to_numpy()
+    for name, effect in direct.items():
+        logit += _mean_effect(table[name], effect) if name == "m1" else effect[_clip(table[name], effect)]
+    for first, second in teacher.pairs:
+        left, right = paired[first], paired[second]
+        logit += left[_clip(table[first], left)] * right[_clip(table[second], right)]
+    return 1 / (1 + np.exp(-logit))
+
+
+class Counts(NamedTuple):
+    """Rows with label 1 and label 0 in each of BINS equal steps of probability: they add up over parts of a data set."""
+
+    positive: np.ndarray
+    negative: np.ndarray
+
+
+def count(table: pa.Table, teacher: Teacher) -> Counts:
+    bins = (teacher_probability(table, teacher) * BINS).astype(np.int64)
+    label = table["label"].to_numpy() == 1
+    return Counts(np.bincount(bins[label], minlength=BINS), np.bincount(bins[~label], minlength=BINS))
+
+
+def auc(counts: Counts) -> float:
+    """Area under the ROC curve, where two rows of one bin count half (an error below 1e-6). NaN without both labels."""
+    positive, negative = counts.positive.astype(np.float64), counts.negative.astype(np.float64)
+    below = np.cumsum(negative) - negative / 2
+    total = positive.sum() * negative.sum()
+    return float((positive * below).sum() / total) if total else float("nan")
+
+
+@functools.lru_cache(maxsize=8)
+def _effects(teacher: Teacher) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Of dense columns, of ids, and of ids within pairs: a fifth, three fifths and a fifth of the logit's variance."""
+    names = [f"i{number}" for number in range(1, teacher.dense + 1)]
+    draws = _normal(teacher, "dense weights", np.arange(teacher.dense, dtype=np.uint64))
+    scale = teacher.logit_std / max(float(np.linalg.norm(draws)), 1e-9)
+    dense = {name: float(draw * scale * 0.2**0.5) for name, draw in zip(names, draws, strict=True)}
+    share = teacher.logit_std * (0.6 / len(teacher.ids)) ** 0.5
+    direct = {name: share * _id_effects(teacher, name, size) for name, size in teacher.ids.items()}
+    each = (teacher.logit_std * (0.2 / max(len(teacher.pairs), 1)) ** 0.5) ** 0.5
+    paired = {name: each * _id_effects(teacher, name, teacher.ids[name], " in pairs") for pair in teacher.pairs for name in pair}
+    return dense, direct, paired
+
+
+def _id_effects(teacher: Teacher, name: str, size: int, use: str = "") -> np.ndarray:
+    """Mean 0 and variance 1 over rows; the last entry, 0, is for all ids beyond."""
+    number = min(size, teacher.effective_ids)
+    effect = _normal(teacher, f"{name} effects{use}", np.arange(number, dtype=np.uint64))
+    share = -np.diff((1.0 + np.arange(number + 1)) ** (1 - teacher.exponent))
+    share /= 1 - (1.0 + size) ** (1 - teacher.exponent)
+    effect -= (share * effect).sum() / share.sum()
+    return np.append(effect / np.sqrt((share * effect**2).sum()), 0.0)
+
+
+def _clip(ids: pa.ChunkedArray, effect: np.ndarray) -> np.ndarray:
+    return np.minimum(ids.to_numpy(), len(effect) - 1)
+
+
+def _mean_effect(lists: pa.ChunkedArray, effect: np.ndarray) -> np.ndarray:
+    array = lists.combine_chunks()
+    offsets = array.offsets.to_numpy()
+    running = np.append(0.0, np.cumsum(effect[np.minimum(array.values.to_numpy(), len(effect) - 1)]))
+    return (running[offsets[1:]] - running[offsets[:-1]]) / np.maximum(np.diff(offsets), 1)
+
+
+def _power_law(teacher: Teacher, name: str, numbers: np.ndarray, size: int) -> np.ndarray:
+    """Ids 0 to size - 1, int64: the continuous power law on [1, size + 1), rounded down."""
+    power = 1 - teacher.exponent
+    quantile = 1 - _uniform(teacher, name, numbers) * (1 - (1.0 + size) ** power)
+    return np.minimum(quantile ** (1 / power) - 1, size - 1).astype(np.int64)
+
+
+def _lists(teacher: Teacher, name: str, numbers: np.ndarray, size: int) -> pa.ListArray:
+    lengths = 1 + (_bits(teacher, f"{name} length", numbers) >> np.uint64(62)).astype(np.int64)
+    values = np.stack([_power_law(teacher, f"{name} {place}", numbers, size) for place in range(MAX_LIST)], axis=1)
+    offsets = np.append(0, np.cumsum(lengths)).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, values[np.arange(MAX_LIST) < lengths[:, None]])
+
+
+def _normal(teacher: Teacher, name: str, numbers: np.ndarray) -> np.ndarray:
+    """Near normal, mean 0, variance 1: the sum of four uniform 16-bit numbers, which costs a tenth of a logarithm's way."""
+    bits = _bits(teacher, name, numbers)
+    total = np.zeros(len(bits))
+    for shift in (0, 16, 32, 48):
+        total += bits >> np.uint64(shift) & np.uint64(0xFFFF)
+    return (total - 2 * 65535) * (3**0.5 / 65536)
+
+
+def _uniform(teacher: Teacher, name: str, numbers: np.ndarray) -> np.ndarray:
+    return (_bits(teacher, name, numbers) >> np.uint64(11)) * 2.0**-53
+
+
+def _bits(teacher: Teacher, name: str, numbers: np.ndarray) -> np.ndarray:
+    """64 random bits for each row number: splitmix64 (Steele et al. 2014) from a start that seed and name decide."""
+    key = int.from_bytes(hashlib.blake2b(f"{teacher.seed} {name}".encode(), digest_size=8).digest(), "little")
+    bits = numbers * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        bits ^= bits >> np.uint64(shift)
+        bits *= np.uint64(factor)
+    return bits

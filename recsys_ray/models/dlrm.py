@@ -1,0 +1,66 @@
+"""DLRM for ranking, with TorchRec's own modules: dot-product interaction (Naumov et al. 2019, arXiv:1906.00091) or a low-rank
+cross network (DCNv2, Wang et al. 2020, arXiv:2008.13535)."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional
+from torchrec.models.dlrm import DLRM, DLRM_DCN
+
+from recsys_ray.config import DLRMConfig
+from recsys_ray.models.embeddings import embedding_tables, jagged
+from recsys_ray.models.metrics import binary_metrics
+from recsys_ray.models.task import Batch, Columns, Task
+from recsys_ray.schema import Schema
+
+
+def build_dlrm(config: DLRMConfig, schema: Schema, row_weight: str, device: torch.device, autocast: torch.dtype | None) -> Task:
+    """`row_weight` names the column of `to_batch`'s input that weighs the rows."""
+
+    def to_batch(columns: Columns) -> Batch:
+        weights = columns[row_weight]
+        dense = [columns[column.name] for column in schema.dense] or [torch.zeros_like(weights)]
+        return Batch(torch.stack(dense, dim=1), jagged(columns, schema.categorical), columns[schema.label.name], weights)
+
+    module = WeightedBinaryLoss(_dlrm(config, schema, device), autocast)
+    return Task(module, to_batch, binary_metrics)
+
+
+def _dlrm(config: DLRMConfig, schema: Schema, device: torch.device) -> DLRM:
+    tables = embedding_tables(schema, config.embedding_dim, config.pooling)
+    dense_in = max(len(schema.dense), 1)
+    bottom, top = [*config.dense_layers, config.embedding_dim], [*config.over_layers, 1]
+    match config.interaction:
+        case "dot":
+            model = DLRM(tables, dense_in, bottom, top, dense_device=device)
+        case "dcn":
+            model = DLRM_DCN(tables, dense_in, bottom, top, config.cross_layers, config.cross_rank, dense_device=device)
+            model.inter_arch.to(device)
+    return model
+
+
+class WeightedBinaryLoss(nn.Module):
+    """Mean binary cross-entropy over the rows of the *global* batch, weighted.
+
+    The local sum is scaled so that the average of losses and gradients over workers, as DDP and TorchRec form it, is exact
+    even where workers hold unequal weights: a short last block, repeated blocks, a weight column.
+    """
+
+    def __init__(self, model: nn.Module, autocast: torch.dtype | None) -> None:
+        super().__init__()
+        self.model = model
+        self._autocast = autocast
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        with torch.autocast(batch.dense.device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            logits = self.model(batch.dense, batch.sparse)
+        logits = logits.squeeze(-1).float()
+        total = batch.weights.sum()
+        workers = dist.get_world_size() if dist.is_initialized() else 1
+        if workers > 1:
+            dist.all_reduce(total)
+        losses = functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
+        loss = (losses * batch.weights).sum() * workers / total.clamp(min=torch.finfo(torch.float32).tiny)
+        return loss, (loss.detach(), logits.detach(), batch.labels)

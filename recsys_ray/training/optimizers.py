@@ -1,0 +1,59 @@
+"""The optimizer of a sharded model: embeddings (fused in the backward pass) and dense Adam under one roof, with one schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torchrec.optim.clipping import GradientClipping, GradientClippingOptimizer
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+from recsys_ray.config import OptimizerConfig
+
+
+def build_optimizer(model: Any, config: OptimizerConfig) -> CombinedOptimizer:
+    """`model` is a DistributedModelParallel. Adam's state is made at once: state that is not there would not be restored."""
+    dense: KeyedOptimizer = KeyedOptimizerWrapper(
+        dict(in_backward_optimizer_filter(model.named_parameters())),
+        lambda parameters: torch.optim.Adam(
+            parameters, lr=config.dense_learning_rate, weight_decay=config.dense_weight_decay, fused=True
+        ),
+    )
+    _init_adam_state(dense)
+    if config.clip_norm:
+        dense = GradientClippingOptimizer(dense, GradientClipping.NORM, max_gradient=config.clip_norm)
+    return CombinedOptimizer([("sparse", model.fused_optimizer), ("dense", dense)])
+
+
+def _init_adam_state(optimizer: KeyedOptimizer) -> None:
+    """As Adam's first step would, but without taking one, which with weight decay would move the parameters."""
+    for parameter in optimizer.params.values():
+        assert isinstance(parameter, torch.Tensor)
+        optimizer.state[parameter].update(
+            step=torch.zeros((), dtype=torch.float32, device=parameter.device),
+            exp_avg=torch.zeros_like(parameter),
+            exp_avg_sq=torch.zeros_like(parameter),
+        )
+
+
+def rate_factor(step: int, config: OptimizerConfig) -> float:
+    """What both learning rates are multiplied by at `step` (from 0): linear warm-up, then linear decay to final_rate.
+
+    A function of the step alone, so a resumed run needs no schedule state.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if not config.decay_steps:
+        return 1.0
+    done = min((step - config.warmup_steps) / config.decay_steps, 1.0)
+    return 1.0 - done * (1.0 - config.final_rate)
+
+
+def set_learning_rates(optimizer: CombinedOptimizer, step: int, config: OptimizerConfig) -> None:
+    """For the coming step. The fused kernels read theirs at the next zero_grad(), before the backward pass that applies it."""
+    factor = rate_factor(step, config)
+    base = {"sparse": config.sparse_learning_rate, "dense": config.dense_learning_rate}
+    for name, part in optimizer.optimizers:
+        for group in part.param_groups:
+            group["lr"] = base[name] * factor

@@ -1,0 +1,94 @@
+"""The end of a run, on rank 0: test metrics, weights, outcome.json, report.html, all of it in MLflow too."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from recsys_ray.config import TrainConfig
+from recsys_ray.data.dataset_directory import DatasetDirectory
+from recsys_ray.models.metrics import calibration_curve
+from recsys_ray.models.task import Task
+from recsys_ray.training.evaluate import Predictions
+from recsys_ray.training.progress import Progress, weights_bytes, write_weights
+from recsys_ray.training.report import RunRecord, write_report
+from recsys_ray.training.sharding import plan_shards
+from recsys_ray.training.tracking import Tracker
+from recsys_ray.training.world import World
+
+
+def finish(
+    config: TrainConfig,
+    world: World,
+    task: Task,
+    model: Any,
+    dataset: DatasetDirectory,
+    test: Predictions | None,
+    progress: Progress,
+    tracker: Tracker,
+) -> None:
+    """`test` is None on every rank but 0, and there too where the dataset has no test rows."""
+    if world.rank != 0:
+        return
+    run_dir = Path(config.run_dir)
+    metrics = task.metrics(*test) if test is not None else {}
+    outcome: dict[str, Any] = {
+        **{f"test_{name}": value for name, value in metrics.items()},
+        "rows_per_second": _rows_per_second(progress),
+        "data_wait_share": progress.seconds.get("data", 0.0) / max(_training_seconds(progress), 1e-9),
+        "world_size": world.size,
+        "device": world.device.type,
+        "launcher": config.launch.engine,
+        "mlflow_run_id": progress.mlflow_run_id,
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "best_checkpoint": progress.best,
+    }
+    weights = run_dir / "model" / "weights.safetensors"
+    if weights_bytes(model) < config.tracking.log_weights_below_mib << 20:
+        write_weights(run_dir / "checkpoints" / progress.best, model, weights)
+        tracker.file(weights, "model")
+    tracker.metrics(progress.step, {f"test/{name}": value for name, value in metrics.items()})
+    tracker.metrics(progress.step, {"rows_per_second": outcome["rows_per_second"]})
+    report = write_report(run_dir, _record(config, outcome, model, dataset, test, progress))
+    tracker.file(report)
+    tracker.text(json.dumps(outcome, indent=2), "outcome.json")
+    tracker.end("FINISHED")
+    partial = run_dir / ".outcome.json"
+    partial.write_text(json.dumps(outcome, indent=2) + "\n")
+    partial.replace(run_dir / "outcome.json")
+
+
+def _training_seconds(progress: Progress) -> float:
+    return progress.seconds.get("data", 0.0) + progress.seconds.get("step", 0.0)
+
+
+def _rows_per_second(progress: Progress) -> float:
+    """Rows over the time they took, each logged point weighted by its steps."""
+    ends = [0.0, *(point["step"] for point in progress.training)]
+    steps = [after - before for before, after in pairwise(ends)]
+    seconds = sum(count / point["rows_per_second"] for count, point in zip(steps, progress.training, strict=True))
+    return sum(steps) / seconds if seconds else 0.0
+
+
+def _record(
+    config: TrainConfig,
+    outcome: dict[str, Any],
+    model: Any,
+    dataset: DatasetDirectory,
+    test: Predictions | None,
+    progress: Progress,
+) -> RunRecord:
+    return RunRecord(
+        outcome=outcome,
+        training=progress.training,
+        validation=progress.validation,
+        calibration_curve=calibration_curve(*test) if test is not None else [],
+        plan=[dataclasses.asdict(shard) for shard in plan_shards(model)],
+        seconds=progress.seconds,
+        config=dataclasses.asdict(config),
+        dataset=dataset.summary,
+    )

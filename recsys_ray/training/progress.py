@@ -1,0 +1,73 @@
+"""How far a run has come, its checkpoints, and its weights as one file."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
+from torchrec.optim.keyed import CombinedOptimizer
+
+from recsys_ray import checkpoint
+
+
+@dataclass
+class Progress:
+    """What a checkpoint says beside the tensors: enough to go on, and to draw the whole run."""
+
+    epoch: int = 0
+    step: int = 0
+    best: str = ""
+    best_ne: float = float("inf")
+    worse_epochs: int = 0
+    mlflow_run_id: str = ""
+    training: list[dict[str, float]] = field(default_factory=list)
+    validation: list[dict[str, float]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add_seconds(self, parts: dict[str, float]) -> None:
+        for part, seconds in parts.items():
+            self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+
+def save(root: Path, model: Any, optimizer: CombinedOptimizer, progress: Progress) -> None:
+    """Commits a checkpoint of this epoch's end, then drops all but it and the best one."""
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    folder = checkpoint.save(root, progress.step, state, dataclasses.asdict(progress))
+    if dist.get_rank() == 0:
+        checkpoint.prune(root, {folder.name, progress.best})
+
+
+def resume(root: Path, model: Any, optimizer: CombinedOptimizer) -> Progress:
+    """Restores the last committed checkpoint, or starts anew where there is none."""
+    folders = checkpoint.committed(root)
+    if not folders:
+        return Progress()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    checkpoint.restore(folders[-1], state)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return Progress(**checkpoint.read_progress(folders[-1]))
+
+
+def restore_weights(folder: Path, model: Any) -> None:
+    state = {"model": model.state_dict()}
+    checkpoint.restore(folder, state)
+    model.load_state_dict(state["model"])
+
+
+def weights_bytes(model: Any) -> int:
+    return sum(tensor.size().numel() * tensor.dtype.itemsize for tensor in model.state_dict().values())
+
+
+def write_weights(folder: Path, model: Any, file: Path) -> None:
+    """The whole state dict of a checkpoint as safetensors, a format that runs no code when loaded; by one worker, on its CPU."""
+    whole = {name: torch.empty(tuple(tensor.size()), dtype=tensor.dtype) for name, tensor in model.state_dict().items()}
+    dcp.load({"model": whole}, checkpoint_id=folder, no_dist=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(whole, file)

@@ -1,0 +1,149 @@
+"""Task -> sharded model and its optimizers: TorchRec's planner, DistributedModelParallel, embeddings updated in the backward."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.types import ShardingPlan
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from recsys_ray.config import OptimizerConfig, ShardingConfig
+from recsys_ray.training.world import World
+
+GIB = 1 << 30
+RESERVED = 0.15
+INIT_ROWS = 1 << 16
+
+
+class Sharder(EmbeddingBagCollectionSharder):
+    """TorchRec's sharder, offering the planner the types of our config: on CPU it would hide row_wise, which works."""
+
+    def __init__(self, types: tuple[str, ...]) -> None:
+        super().__init__()
+        self._types = types
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        return list(self._types)
+
+
+def shard(
+    module: nn.Module, world: World, config: ShardingConfig, optimizer: OptimizerConfig, local_batch: int, seed: int
+) -> Any:
+    """A DistributedModelParallel of `module` with initialised tables. Raises ValueError when the tables do not fit."""
+    fuse_sparse_optimizer(module, optimizer)
+    memory = available_memory(world, config)
+    sharder = Sharder(config.types)
+    plan = make_plan(module, sharder, world, memory, local_batch)
+    model = DistributedModelParallel(module, device=world.device, plan=plan, sharders=[sharder])
+    initialise_tables(model, seed)
+    return model
+
+
+def fuse_sparse_optimizer(module: nn.Module, config: OptimizerConfig) -> None:
+    classes = {"rowwise_adagrad": RowWiseAdagrad, "adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}
+    for part in module.modules():
+        if isinstance(part, EmbeddingBagCollection):
+            apply_optimizer_in_backward(classes[config.sparse], part.parameters(), {"lr": config.sparse_learning_rate})
+
+
+def available_memory(world: World, config: ShardingConfig) -> int:
+    """Bytes that every worker has: the least free GPU memory, or share of free host memory, of all workers."""
+    if config.memory_gib:
+        return int(config.memory_gib * GIB)
+    if world.device.type == "cuda":
+        free = torch.cuda.mem_get_info(world.device)[0]
+    else:
+        free = psutil.virtual_memory().available // world.local_size
+    least = torch.tensor(free, device=world.device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return int(least)
+
+
+def make_plan(module: nn.Module, sharder: Sharder, world: World, memory: int, local_batch: int) -> ShardingPlan:
+    """Plans on rank 0 for all. Raises ValueError with the sizes and a remedy when no plan fits in `memory` bytes a worker."""
+    on_gpu = world.device.type == "cuda"
+    topology = Topology(
+        world_size=world.size,
+        local_world_size=world.local_size,
+        compute_device=world.device.type,
+        hbm_cap=memory if on_gpu else 0,
+        ddr_cap=None if on_gpu else memory,
+    )
+    planner = EmbeddingShardingPlanner(
+        topology=topology,
+        batch_size=local_batch,
+        storage_reservation=FixedPercentageStorageReservation(RESERVED),
+        debug=False,
+    )
+    try:
+        return planner.collective_plan(module, [sharder], dist.GroupMember.WORLD)
+    except PlannerError as error:
+        tables = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters() if parameter.is_meta)
+        raise ValueError(
+            f"the embedding tables ({tables / GIB:.2f} GiB, and their optimizer state and activations besides) do not fit in "
+            f"{world.size} workers of {memory / GIB:.2f} GiB ({RESERVED:.0%} of it reserved): add workers, lower "
+            "num_embeddings in the schema or --model.embedding-dim, or allow more --sharding.types"
+        ) from error
+
+
+def initialise_tables(model: nn.Module, seed: int) -> None:
+    """uniform(-1/sqrt(n), 1/sqrt(n)) for a table of n rows (Naumov et al. 2019), drawn by table and row: the same values
+    whatever the number of workers and the plan."""
+    for name, tensor in model.state_dict().items():
+        if not hasattr(tensor, "local_shards"):
+            continue
+        rows, dim = tensor.size()
+        for local in tensor.local_shards():
+            (first, left), (count, width) = local.metadata.shard_offsets, local.metadata.shard_sizes
+            for chunk in range(first // INIT_ROWS, -(-(first + count) // INIT_ROWS)):
+                start, stop = chunk * INIT_ROWS, min((chunk + 1) * INIT_ROWS, rows)
+                generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name} {chunk}".encode()))
+                drawn = torch.rand(stop - start, dim, generator=generator).mul_(2).sub_(1).div_(rows**0.5)
+                low, high = max(start, first), min(stop, first + count)
+                local.tensor[low - first : high - first].copy_(drawn[low - start : high - start, left : left + width])
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One row of the plan: a part of a table on a worker. `rows` and `dim` are the shard's own."""
+
+    table: str
+    rows: int
+    dim: int
+    mib: float
+    sharding: str
+    kernel: str
+    rank: int
+
+
+def plan_shards(model: Any) -> list[Shard]:
+    shards = []
+    for module_plan in model.plan.plan.values():
+        for table, parameter in module_plan.items():
+            for part in parameter.sharding_spec.shards:
+                rows, dim = part.shard_sizes
+                mib = rows * dim * 4 / (1 << 20)
+                shards.append(
+                    Shard(table, rows, dim, mib, parameter.sharding_type, parameter.compute_kernel, part.placement.rank())
+                )
+    return shards
+
+
+def plan_table(shards: list[Shard]) -> str:
+    """For people: one line a shard."""
+    lines = [f"{'table':<24}{'sharding':<14}{'kernel':<8}{'rank':>5}{'rows':>14}{'dim':>6}{'MiB':>10}"]
+    lines += [f"{s.table:<24}{s.sharding:<14}{s.kernel:<8}{s.rank:>5}{s.rows:>14,}{s.dim:>6}{s.mib:>10.2f}" for s in shards]
+    return "\n".join([*lines, f"{'all':<24}{'':<27}{sum(s.rows for s in shards):>14,}{'':>6}{sum(s.mib for s in shards):>10.2f}"])

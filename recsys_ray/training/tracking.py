@@ -1,0 +1,93 @@
+"""MLflow, on rank 0 alone: parameters, metrics by step, plan, dataset, weights, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import mlflow.tracking
+
+from recsys_ray.config import TrackingConfig, TrainConfig
+from recsys_ray.training.world import World
+
+
+def tracking_uri(config: TrackingConfig, run_dir: Path) -> str:
+    return config.uri or f"sqlite:///{run_dir.parent / 'mlflow.db'}"
+
+
+class Tracker:
+    """One MLflow run; on every rank but 0 its methods do nothing."""
+
+    def __init__(self, config: TrainConfig, run_dir: Path, world: World, run_id: str) -> None:
+        self.run_id = run_id
+        self._client: mlflow.tracking.MlflowClient | None = None
+        if world.rank != 0:
+            return
+        self.uri = tracking_uri(config.tracking, run_dir)
+        self._client = mlflow.tracking.MlflowClient(self.uri)
+        if not run_id:
+            self.run_id = self._create(config, run_dir)
+        self._client.update_run(self.run_id, status="RUNNING")
+
+    def _create(self, config: TrainConfig, run_dir: Path) -> str:
+        assert self._client is not None
+        name = config.tracking.experiment
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            # SQLite alone would put artifacts in a folder of the worker's own working directory.
+            place = None if config.tracking.uri else str(run_dir.parent / "mlartifacts")
+            experiment_id = self._client.create_experiment(name, artifact_location=place)
+        else:
+            experiment_id = experiment.experiment_id
+        run = self._client.create_run(experiment_id, run_name=run_dir.name, tags=_tags())
+        for key, value in _flat(dataclasses.asdict(config)).items():
+            self._client.log_param(run.info.run_id, key, value)
+        return run.info.run_id
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        if self._client is not None:
+            now = mlflow.utils.time.get_current_time_millis()
+            points = [mlflow.entities.Metric(name, value, now, step) for name, value in values.items() if value == value]
+            self._client.log_batch(self.run_id, metrics=points)
+
+    def tags(self, values: dict[str, str]) -> None:
+        if self._client is not None:
+            for name, value in values.items():
+                self._client.set_tag(self.run_id, name, value)
+
+    def text(self, text: str, name: str) -> None:
+        if self._client is not None:
+            self._client.log_text(self.run_id, text, name)
+
+    def file(self, path: Path, folder: str | None = None) -> None:
+        if self._client is not None:
+            self._client.log_artifact(self.run_id, str(path), folder)
+
+    def end(self, status: str) -> None:
+        if self._client is not None:
+            self._client.set_terminated(self.run_id, status)
+
+
+def _tags() -> dict[str, str]:
+    versions = {f"version.{name}": version(name) for name in ("recsys-ray", "torch", "torchrec", "mosaicml-streaming", "mlflow")}
+    return {"mlflow.source.git.commit": git_commit(), **versions}
+
+
+def git_commit() -> str:
+    """Of the code that runs; "unknown" where it is no git checkout (a Ray job's copy of the working directory is none)."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

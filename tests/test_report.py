@@ -1,0 +1,173 @@
+"""report.html: the numbers and pictures are there, names are shown as they are, and runs that lack something still get one."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recsys_ray.training import report_figures as figures
+from recsys_ray.training.report import SHARDS_UNFOLDED, RunRecord, write_report
+
+NASTY = "<b>x</b>"
+
+
+def shard(table: str, rank: int = 0, mib: float = 1.0) -> dict[str, Any]:
+    return {"table": table, "rows": 16384, "dim": 16, "mib": mib, "sharding": "table_wise", "kernel": "fused", "rank": rank}
+
+
+def record(**changes: Any) -> RunRecord:
+    points = [
+        {"step": 20 * i, "loss": 0.7 - 0.001 * i, "rows_per_second": 6e4, "data_wait_share": 0.02, "learning_rate": 1e-3}
+        for i in range(1, 51)
+    ]
+    epochs = [{"step": 500 * i, "epoch": i, "auc": 0.7 + 0.01 * i, "ne": 0.9, "logloss": 0.6, "calibration": 1.0} for i in (1, 2)]
+    whole = RunRecord(
+        outcome={"test_auc": 0.79123, "test_ne": 0.81234, "rows_per_second": 68123.4, "world_size": 2, "mlflow_run_id": "f00d"},
+        training=points,
+        validation=epochs,
+        calibration_curve=[{"predicted": i / 20, "observed": i / 21, "rows": 5000} for i in range(20)],
+        plan=[shard("user"), shard("item", rank=1), shard(NASTY, rank=1)],
+        seconds={"setup": 10.0, "data": 5.0, "step": 80.0, "evaluation": 5.0},
+        config={"model": {"name": NASTY}},
+        dataset={
+            "rows_in": 1_000_209,
+            "rows": {"train": 800_000, "validation": 100_000, "test": 100_000},
+            "rejected": 209,
+            "rejected_reasons": {"label is missing": 209},
+            "fingerprint": "abc123",
+        },
+    )
+    return dataclasses.replace(whole, **changes)
+
+
+class Balance(HTMLParser):
+    """Fails on a closing tag that does not close the tag last opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag not in {"img", "meta"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def page(tmp_path: Path, run: RunRecord) -> str:
+    path = write_report(tmp_path, run)
+    assert path == tmp_path / "report.html"
+    text = path.read_text(encoding="utf-8")
+    balance = Balance()
+    balance.feed(text)
+    assert balance.open == []
+    return text
+
+
+def pictures(text: str) -> list[str]:
+    found = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', text)
+    return [base64.b64decode(data).decode() for data in found]
+
+
+def test_all_pictures_and_nothing_from_outside(tmp_path: Path) -> None:
+    text = page(tmp_path, record())
+    assert len(pictures(text)) == text.count("<img") == 6
+    assert all("<svg" in picture and "</svg>" in picture for picture in pictures(text))
+    assert "<script" not in text
+    assert not re.search(r'(?:src|href)="(?!data:)', text)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_numbers(tmp_path: Path) -> None:
+    text = page(tmp_path, record())
+    for number in ("0.7912", "0.8123", "68,123", "1,000,209", "800,000", "f00d", "abc123", "label is missing"):
+        assert number in text
+    assert "He et al. 2014" in text
+    assert "3 tables in 3 shards, 3.0 MiB" in text
+    assert "20 bins of 5,000 rows" in text
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    reasons = {"rows": {"train": 1}, "rejected_reasons": {"<i>y</i>": 1}}
+    text = page(tmp_path, record(outcome={"launcher": "<u>z</u>"}, dataset=reasons))
+    assert "&lt;b&gt;x&lt;/b&gt;" in text
+    assert "&lt;i&gt;y&lt;/i&gt;" in text and "&lt;u&gt;z&lt;/u&gt;" in text
+    assert not any(tag in text for tag in (NASTY, "<i>", "<u>"))
+
+
+def test_without_validation_or_test(tmp_path: Path) -> None:
+    text = page(tmp_path, record(validation=[], calibration_curve=[]))
+    assert len(pictures(text)) == 4
+    assert "No validation was run." in text and "No test rows were scored." in text
+
+
+def test_one_validation_and_one_step(tmp_path: Path) -> None:
+    whole = record()
+    assert len(pictures(page(tmp_path, record(training=whole.training[:1], validation=whole.validation[:1])))) == 6
+
+
+def test_of_nothing_at_all(tmp_path: Path) -> None:
+    text = page(tmp_path, RunRecord({}, [], [], [], [], {}, {}, {}))
+    assert pictures(text) == []
+    assert "No table was sharded." in text and "Nothing is known of the dataset." in text
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_values_that_are_not_finite(tmp_path: Path, bad: float) -> None:
+    whole = record()
+    spoilt = [dict.fromkeys(point, bad) | {"step": point["step"]} for point in whole.training[:3]] + whole.training[3:]
+    validation = [whole.validation[0] | {"auc": bad, "logloss": bad}, whole.validation[1]]
+    outcome = {"test_auc": bad, "test_ne": None, "world_size": 1}
+    text = page(tmp_path, record(training=spoilt, validation=validation, outcome=outcome, seconds={"step": bad, "data": 1.0}))
+    assert len(pictures(text)) == 6
+    assert text.count("<b>n/a</b>") == 2
+
+
+def test_shards_are_folded_when_many(tmp_path: Path) -> None:
+    assert "shards</summary>" not in page(tmp_path, record(plan=[shard(f"t{i}") for i in range(SHARDS_UNFOLDED)]))
+    text = page(tmp_path, record(plan=[shard(f"t{i}", rank=i % 64) for i in range(500)]))
+    assert "All 500 shards</summary>" in text
+    assert len(re.findall(r"<td>t\d+</td>", text)) == 500
+
+
+def test_replaces_an_older_report(tmp_path: Path) -> None:
+    page(tmp_path, record())
+    assert "0.5555" in page(tmp_path, record(outcome={"test_auc": 0.5555}))
+
+
+def test_small_tables_are_added_up() -> None:
+    plan = [shard(f"t{i}", rank=i % 2, mib=100 - i) for i in range(20)] + [shard("t0", rank=1, mib=1)]
+    tables = figures.mib_by_table(plan, ranks=2)
+    assert list(tables) == [*(f"t{i}" for i in range(12)), "other (8 tables)"]
+    assert tables["t0"].tolist() == [100, 1]
+    assert sum(mib.sum() for mib in tables.values()) == sum(row["mib"] for row in plan)
+
+
+def test_names_in_pictures_are_taken_literally() -> None:
+    names = ["_hidden", "$cost$", r"$\frac{$", NASTY]
+    figure = figures.placement_figure([shard(name) for name in names], world_size=3)
+    assert figure is not None
+    figures.as_data_url(figure)
+    legend = figure.axes[0].get_legend()
+    assert legend is not None and [text.get_text() for text in legend.get_texts()] == names
+    assert figure.axes[0].get_ylim() == pytest.approx((2.6, -0.6)), "ranks without a shard are shown too"
+
+
+def test_long_names_keep_both_ends() -> None:
+    short = figures.shortened("user_history_of_categories_level_12")
+    assert len(short) == 28 and short.startswith("user_hist") and short.endswith("level_12")
+    assert figures.shortened("user_id") == "user_id"
+
+
+def test_moving_average_skips_what_is_not_finite() -> None:
+    assert figures.moving_average(np.array([1.0, np.nan, 3.0, 5.0]), 2).tolist() == pytest.approx([1, 2, 4, 4])
+    assert np.isnan(figures.moving_average(np.full(3, np.nan), 2)).all()
