@@ -110,7 +110,7 @@ class LoopConfig:
     """Rows in a step over all workers; a multiple of block_rows * workers."""
     max_steps: int = 0
     """Stop after this many steps; 0: no limit."""
-    log_every: int = 20
+    log_every: int = 50
     """Steps between progress lines and MLflow points."""
     patience: int = 2
     """Stop after this many epochs without a better validation NE; 0: never stop early."""

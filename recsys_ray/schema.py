@@ -1,7 +1,7 @@
 """Columns and their kinds: the contract between raw tables, the dataset directory and the models.
 
 A schema lists columns of five kinds (label, dense, categorical, weight, timestamp). It is written by hand or inferred from
-Parquet types (`infer_schema`), completed by preparation (vocabulary sizes, means) and stored as `schema.json` at the root of
+Parquet types (data/arrow_types.py), completed by preparation (vocabulary sizes, means) and stored as `schema.json` at the root of
 every dataset directory, so that training needs no column flags. Row 0 of every embedding table means "missing or never seen".
 """
 
@@ -13,9 +13,8 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import pyarrow as pa
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Side = Literal["user", "item", "context"]
 
@@ -91,6 +90,8 @@ class Schema:
     columns: tuple[Column, ...]
 
     def __post_init__(self) -> None:
+        for column in self.columns:
+            _check_fields(column)
         _check_names(self)
         for table, columns in self.tables.items():
             _check_table(table, columns)
@@ -131,87 +132,73 @@ class Schema:
 
     @staticmethod
     def from_json(text: str, origin: str = "schema.json") -> Schema:
-        """Raises ValueError naming the column, or `origin` (the file), at fault."""
+        """Raises ValueError naming `origin` (the file) and the column at fault."""
         try:
             entries = json.loads(text)["columns"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f'{origin} is not a schema: it wants {{"columns": [...]}} ({error!r})') from error
-        return Schema(tuple(_column_from(entry, origin) for entry in entries))
+        try:
+            return Schema(tuple(_column_from(entry) for entry in entries))
+        except ValueError as error:
+            raise ValueError(f"{origin}: {error}") from error
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Schema:
+        """Raises FileNotFoundError when there is no such file, ValueError as `from_json` does."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no schema file at {path}: write a first one with jobs/prepare_data.py --infer-schema {path}")
         return Schema.from_json(Path(path).read_text(), str(path))
 
 
-def _column_from(entry: dict[str, Any], origin: str) -> Column:
-    fields = dict(entry)
-    kind = KINDS.get(fields.pop("kind", ""))
+def _column_from(entry: Any) -> Column:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise ValueError(f'a column must be like {{"kind": "dense", "name": "price"}}, but one is {json.dumps(entry)}')
+    fields = {name: value for name, value in entry.items() if name != "kind"}
+    kind = KINDS.get(entry.get("kind", ""))
     if kind is None:
-        raise ValueError(f"{origin}: column {entry.get('name')!r}: kind must be one of {', '.join(KINDS)}")
-    try:
-        return kind(**fields)
-    except TypeError as error:
-        raise ValueError(f"{origin}: column {entry.get('name')!r}: {error}") from error
+        raise ValueError(f"column {entry['name']!r}: kind is {entry.get('kind')!r}; wants one of {', '.join(KINDS)}")
+    known = [field.name for field in dataclasses.fields(kind)]
+    if unknown := [name for name in fields if name not in known]:
+        raise ValueError(f"column {entry['name']!r}: a {entry['kind']} has no {unknown[0]!r}, only {', '.join(known)}")
+    return kind(**fields)
+
+
+def _check_fields(column: Column) -> None:
+    for name, wanted in get_type_hints(type(column)).items():
+        value = getattr(column, name)
+        if not _fits(value, wanted):
+            names = ", ".join(map(str, get_args(wanted))) if get_origin(wanted) is Literal else getattr(wanted, "__name__", wanted)
+            raise ValueError(f"column {column.name!r}: {name} is {value!r}; wants {names}")
+
+
+def _fits(value: object, wanted: Any) -> bool:
+    if get_origin(wanted) is Literal:
+        return value in get_args(wanted)
+    if get_origin(wanted) is UnionType:
+        return any(_fits(value, one) for one in get_args(wanted))
+    return type(value) in ((int, float) if wanted is float else (wanted,))
 
 
 def _check_names(schema: Schema) -> None:
     repeated = [name for name, count in Counter(column.name for column in schema.columns).items() if count > 1]
     if repeated:
-        raise ValueError(f"schema: column {repeated[0]!r} appears more than once")
+        raise ValueError(f"column {repeated[0]!r} appears more than once")
     for kind, least in ((Label, 1), (Weight, 0), (Timestamp, 0)):
         found = [column.name for column in schema.columns if isinstance(column, kind)]
         if not least <= len(found) <= 1:
-            raise ValueError(f"schema: {kind.__name__.lower()} columns found: {found}; wants {'one' if least else 'at most one'}")
+            raise ValueError(f"{kind.__name__.lower()} columns found: {found}; wants {'one' if least else 'at most one'}")
     if not schema.categorical:
-        raise ValueError("schema: no categorical column, so there is nothing to embed")
+        raise ValueError("no categorical column, so there is nothing to embed")
 
 
 def _check_table(table: str, columns: list[Categorical]) -> None:
     first = columns[0]
     for column in columns:
-        if column.num_embeddings < 2 and not (column.encoding == "vocabulary" and column.num_embeddings == 0):
-            raise ValueError(f"schema: column {column.name!r}: num_embeddings is {column.num_embeddings}; wants 2 or more")
+        sized = 2 <= column.num_embeddings < 2**31
+        if not sized and not (column.encoding == "vocabulary" and column.num_embeddings == 0):
+            raise ValueError(f"column {column.name!r}: num_embeddings is {column.num_embeddings}; wants 2 to {2**31 - 1}")
         if column.encoding == "identity" and column.dtype != "int":
-            raise ValueError(f"schema: column {column.name!r}: encoding identity wants dtype int; use hash or vocabulary")
+            raise ValueError(f"column {column.name!r}: encoding identity wants dtype int; use hash or vocabulary")
         for field in ("encoding", "num_embeddings", "dtype", "min_frequency"):
             if getattr(column, field) != getattr(first, field):
-                raise ValueError(
-                    f"schema: columns {first.name!r} and {column.name!r} share table {table!r} but differ in {field}"
-                )
-
-
-LABEL_NAMES = ("label", "click", "clicked", "target", "rating")
-INFERRED_HASH_ROWS = 1 << 18
-
-
-def infer_schema(table: pa.Schema, label: str = "") -> Schema:
-    """A first schema from Arrow types, meant to be read and edited: float -> dense standardised, integer -> hash, string ->
-    vocabulary, list -> multi-valued, timestamp -> timestamp; the side from a name's user/item prefix.
-
-    Raises ValueError naming a column whose type cannot be used, or when no label can be found.
-    """
-    label = label or next((name for name in LABEL_NAMES if name in table.names), "")
-    if label not in table.names:
-        raise ValueError(f"no label column among {table.names}: name it with --label")
-    columns: list[Column] = [Label(label, positive_above=3.0 if label == "rating" else None)]
-    for field in table:
-        if field.name != label:
-            columns.append(_infer_column(field))
-    return Schema(tuple(columns))
-
-
-def _infer_column(field: pa.Field) -> Column:
-    side: Side = "user" if field.name.startswith("user") else "item" if field.name.startswith("item") else "context"
-    multi = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
-    value = field.type.value_type if multi else field.type
-    if pa.types.is_dictionary(value):
-        value = value.value_type
-    if pa.types.is_timestamp(value) or pa.types.is_date(value):
-        return Timestamp(field.name)
-    if (pa.types.is_floating(value) or pa.types.is_decimal(value)) and not multi:
-        return Dense(field.name, side, scale="standard")
-    if pa.types.is_integer(value) or pa.types.is_boolean(value):
-        return Categorical(field.name, side, "int", "hash", INFERRED_HASH_ROWS, multi)
-    if pa.types.is_string(value) or pa.types.is_large_string(value):
-        return Categorical(field.name, side, "string", "vocabulary", 0, multi)
-    raise ValueError(f"column {field.name!r} has type {field.type}, which no kind of column takes: cast or drop it")
+                raise ValueError(f"columns {first.name!r} and {column.name!r} share table {table!r} but differ in {field}")

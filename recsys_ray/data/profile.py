@@ -113,20 +113,30 @@ def measure_moments(train: ray.data.Dataset, schema: Schema) -> Schema:
     if not columns:
         return schema
     found = train.map_batches(lambda batch: _pickled(_moments(batch, columns)), batch_format="pyarrow", batch_size=None)
-    count, total, squares = np.sum([np.zeros((3, len(columns))), *_unpickled(found)], axis=0)
-    shift = np.array([column.mean for column in columns])
-    mean = total / np.maximum(count, 1)
-    std = np.sqrt(np.maximum(squares / np.maximum(count, 1) - mean**2, 0))
+    count, mean, squares = reduce(_merge_moments, _unpickled(found), np.zeros((3, len(columns))))
+    std = np.sqrt(squares / np.maximum(count, 1))
+    std[std <= 1e-9 * np.abs(mean)] = 1.0  # a constant column, but for rounding
     measured = {
-        column.name: dataclasses.replace(column, mean=float(m), std=float(s) or 1.0)
-        for column, m, s in zip(columns, mean + shift, std, strict=True)
+        column.name: dataclasses.replace(column, mean=float(m), std=float(s))
+        for column, m, s in zip(columns, mean, std, strict=True)
     }
     return Schema(tuple(measured.get(column.name, column) for column in schema.columns))
 
 
 def _moments(batch: pa.Table, columns: list[Dense]) -> np.ndarray:
+    """Per column: count, mean, sum of squared deviations from the mean."""
     values = np.stack([unscaled(column, batch[column.name].combine_chunks()) for column in columns])
-    return np.stack([(~np.isnan(values)).sum(1), np.nansum(values, 1), np.nansum(values**2, 1)])
+    count = (~np.isnan(values)).sum(1)
+    mean = np.nansum(values, 1) / np.maximum(count, 1)
+    return np.stack([count, mean, np.nansum((values - mean[:, None]) ** 2, 1)])
+
+
+def _merge_moments(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Chan et al. 1979: exact where the mean is large beside the deviation, as in years or Unix times."""
+    total = np.maximum(left[0] + right[0], 1)
+    apart = right[1] - left[1]
+    mean = left[1] + apart * right[0] / total
+    return np.stack([left[0] + right[0], mean, left[2] + right[2] + apart**2 * left[0] * right[0] / total])
 
 
 def count_vocabularies(train: ray.data.Dataset, schema: Schema) -> Vocabularies:
@@ -159,7 +169,8 @@ def _vocabulary(totals: pa.Table | None, name: str, column: Categorical) -> pa.A
     dtype = pa.int64() if column.dtype == "int" else pa.string()
     if totals is None:
         return pa.array([], dtype)
-    frequent = (pc.field("table") == name) & (pc.field("sum(frequency)") >= column.min_frequency)
-    ordered = totals.filter(frequent).sort_by([("sum(frequency)", "descending"), ("value", "ascending")])
+    frequent = totals.filter((pc.field("table") == name) & (pc.field("sum(frequency)") >= column.min_frequency))
+    found = pa.table({"value": frequent["value"].cast(dtype), "frequency": frequent["sum(frequency)"]})
+    ordered = found.sort_by([("frequency", "descending"), ("value", "ascending")])
     limit = column.num_embeddings - 1 if column.num_embeddings else len(ordered)
-    return ordered["value"].combine_chunks()[:limit].cast(dtype)
+    return ordered["value"].combine_chunks()[:limit]

@@ -1,124 +1,21 @@
-"""Parquet in: list the files, read their footers, refuse what cannot work before any row is read, join users and items."""
+"""Interactions with their users and items: one table of joined rows, read by Ray Data as often as wanted."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
 
 from recsys_ray.config import PrepareConfig
-from recsys_ray.schema import Categorical, Column, Dense, Label, Schema, Timestamp, Weight
+from recsys_ray.data.arrow_types import check_key
+from recsys_ray.data.parquet_files import ParquetFiles, find_parquet
+from recsys_ray.data.transform import canonical
 
-
-@dataclass(frozen=True)
-class ParquetFiles:
-    """The files behind one path, glob or URL, with what their footers say."""
-
-    filesystem: Any
-    paths: tuple[str, ...]
-    stamps: tuple[str, ...]
-    rows: int
-    arrow_schema: pa.Schema
-
-
-def find_parquet(path: str) -> ParquetFiles:
-    """Lists `path` (file, folder, glob or URL of any fsspec store) and reads every footer.
-
-    Raises FileNotFoundError when nothing is there, ValueError naming a file that is empty, truncated or of another schema.
-    """
-    filesystem, root = fsspec.core.url_to_fs(path)
-    if any(mark in root for mark in "*?["):
-        found = sorted(filesystem.glob(root))
-    elif filesystem.isdir(root):
-        found = sorted(filesystem.find(root))
-    else:
-        found = [root] if filesystem.exists(root) else []
-    paths = [name for name in found if name.endswith((".parquet", ".pq")) or name == root]
-    if not paths:
-        raise FileNotFoundError(f"no Parquet file at {path}: wants a .parquet file, a folder of them, or a glob")
-    with ThreadPoolExecutor(16) as pool:
-        footers = list(pool.map(lambda name: _footer(filesystem, name), paths))
-        stamps = tuple(pool.map(lambda name: _stamp(filesystem, name), paths))
-    first = footers[0].schema.to_arrow_schema()
-    for name, footer in zip(paths, footers, strict=True):
-        _check_same_columns(first, footer.schema.to_arrow_schema(), paths[0], name)
-    return ParquetFiles(filesystem, tuple(paths), stamps, sum(footer.num_rows for footer in footers), first)
-
-
-def _footer(filesystem: Any, path: str) -> pq.FileMetaData:
-    try:
-        with filesystem.open(path, "rb") as file:
-            return pq.read_metadata(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is not a whole Parquet file ({error}): write it again or leave it out") from error
-
-
-def _stamp(filesystem: Any, path: str) -> str:
-    info = filesystem.info(path)
-    changed = next((info[key] for key in ("ETag", "etag", "mtime", "LastModified", "updated", "created") if key in info), "")
-    return f"{path} {info['size']} {changed}"
-
-
-def _check_same_columns(first: pa.Schema, other: pa.Schema, first_path: str, path: str) -> None:
-    for field in first:
-        if field.name not in other.names:
-            raise ValueError(f"{path} lacks column {field.name!r}, which {first_path} has")
-        if other.field(field.name).type != field.type:
-            found = other.field(field.name).type
-            raise ValueError(f"{path}: column {field.name!r} has type {found}, but {field.type} in {first_path}: cast one")
-
-
-def fingerprint(sources: list[ParquetFiles], *settings: str) -> str:
-    """Changes when a source file, the schema or a setting does."""
-    stamps = [stamp for source in sources for stamp in source.stamps]
-    return hashlib.sha256("\n".join([*stamps, *settings]).encode()).hexdigest()[:16]
-
-
-def check_columns(schema: Schema, arrow_schema: pa.Schema, origin: str) -> None:
-    """Raises ValueError naming a column of `schema` that `origin` lacks or holds in a type its kind cannot take."""
-    for column in schema.columns:
-        if column.name not in arrow_schema.names:
-            raise ValueError(
-                f"column {column.name!r} of the schema is not in {origin}, which has: {', '.join(arrow_schema.names)}"
-            )
-        found = arrow_schema.field(column.name).type
-        wanted, accepts = _accepted(column)
-        if not accepts(found):
-            raise ValueError(
-                f"column {column.name!r} in {origin} has type {found}, but as {type(column).__name__.lower()} it must be "
-                f"{wanted}: cast it, or change its kind or dtype in the schema"
-            )
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_decimal(kind)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _accepted(column: Column) -> tuple[str, Callable[[pa.DataType], bool]]:
-    match column:
-        case Label() | Dense() | Weight():
-            return "a number or boolean", _is_number
-        case Timestamp():
-            return "a timestamp, date or integer", lambda kind: pa.types.is_temporal(kind) or pa.types.is_integer(kind)
-        case Categorical(multi=True):
-            one = _accepted(Categorical(column.name, dtype=column.dtype))
-            return f"a list, each {one[0]}", lambda kind: pa.types.is_nested(kind) and one[1](kind.value_type)
-        case Categorical(dtype="int"):
-            return "an integer (dtype int)", lambda kind: pa.types.is_integer(kind) or pa.types.is_boolean(kind)
-        case Categorical():
-            return "a string (dtype string)", lambda kind: _is_text(kind.value_type if pa.types.is_dictionary(kind) else kind)
+ROW_HASH = "row_hash"
+"""The column, uint64, that Ray Data adds: from file and position, so a row keeps it in every pass."""
 
 
 @dataclass(frozen=True)

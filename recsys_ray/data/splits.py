@@ -15,6 +15,7 @@ from recsys_ray.schema import Schema
 
 SPLITS = ("train", "validation", "test")
 NO_SPLIT = 255
+AFTER_ALL = np.iinfo(np.int64).max
 
 
 def check_split(split: SplitConfig, has_timestamp: bool) -> None:
@@ -32,9 +33,8 @@ def time_boundaries(split: SplitConfig, quantiles: np.ndarray) -> tuple[int, int
     ordered = quantiles[np.argsort(quantiles[:, 0], kind="stable")]
     reached = np.cumsum(ordered[:, 1]) / ordered[:, 1].sum()
     at = [np.searchsorted(reached, 1 - split.validation - split.test), np.searchsorted(reached, 1 - split.test)]
-    after_last = ordered[-1, 0] + 1
     moments = [
-        ordered[i, 0] if fraction else after_last
+        ordered[i, 0] if fraction else AFTER_ALL
         for i, fraction in zip(at, (split.validation + split.test, split.test), strict=True)
     ]
     return int(moments[0]), int(moments[1])

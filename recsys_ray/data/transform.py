@@ -11,6 +11,8 @@ from recsys_ray.schema import Categorical, Column, Dense, Label, Schema, Timesta
 
 Vocabularies = dict[str, pa.Array]
 """Table name -> its values, most frequent first; value i selects row i + 1."""
+LARGEST = float(np.finfo(np.float32).max)
+"""Numbers beyond it would be infinite as the float32 that is stored."""
 
 
 def transform(table: pa.Table, schema: Schema, vocabularies: Vocabularies) -> pa.Table:
@@ -34,7 +36,7 @@ def encode(column: Column, values: pa.Array, vocabularies: Vocabularies) -> pa.A
         case Dense():
             return pa.array(scaled(column, values), pa.float32())
         case Weight():
-            return values.cast(pa.float32())
+            return pa.array(as_floats(values), pa.float32())
         case Timestamp():
             return seconds(values)
         case Categorical(multi=True):
@@ -89,10 +91,18 @@ def table_rows(column: Categorical, values: pa.Array, vocabularies: Vocabularies
 
 
 def canonical(column: Categorical, values: pa.Array) -> pa.Array:
-    """int64 or string, so that a value hashes alike whatever width or dictionary its file used."""
+    """int64 or string, so that a value hashes alike whatever type its file used. Doubles that are no whole number are null:
+    pandas writes integers with nulls as doubles, with NaN for null."""
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    return values.cast(pa.int64() if column.dtype == "int" else pa.string())
+    if column.dtype == "string":
+        return values.cast(pa.string())
+    if pa.types.is_floating(values.type):
+        values = values.cast(pa.float64())
+        whole = pc.and_(pc.is_finite(values), pc.equal(values, pc.floor(values)))
+        values = pc.if_else(whole, values, None)
+    # safe=False: an unsigned id above 2^63 wraps to a negative one, which hashes as well as any.
+    return values.cast(pa.int64(), safe=False)
 
 
 def value_hashes(values: pa.Array) -> np.ndarray:
@@ -126,25 +136,31 @@ def _faults(column: Column, values: pa.Array) -> list[tuple[str, np.ndarray]]:
     match column:
         case Label():
             raw, labels = as_floats(values), label_values(column, values)
-            return [("label missing", np.isnan(raw)), ("label is not 0 or 1", (labels != 0) & (labels != 1))]
+            return [("missing, but it is the label", np.isnan(raw)), ("not 0 or 1", (labels != 0) & (labels != 1))]
         case Dense():
-            return [("infinite", np.isinf(as_floats(values)))]
+            return [("infinite, or too large for float32", np.abs(unscaled(column, values)) > LARGEST)]
         case Weight():
             weights = as_floats(values)
-            return [("weight missing", np.isnan(weights)), ("weight negative or infinite", (weights < 0) | np.isinf(weights))]
+            return [("missing, but it is the weight", np.isnan(weights)), ("negative, infinite, or too large for float32", (weights < 0) | (weights > LARGEST))]
         case Timestamp():
-            return [("timestamp missing", values.is_null().to_numpy(zero_copy_only=False))]
-        case Categorical(encoding="identity"):
-            return _identity_faults(column, values)
+            return [("missing, but it is the timestamp", values.is_null().to_numpy(zero_copy_only=False))]
+        case Categorical(multi=True):
+            lengths = pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False)
+            row_of = np.repeat(np.arange(len(values)), lengths)
+            faults = _id_faults(column, values.flatten())
+            return [(reason, np.bincount(row_of[bad], minlength=len(values)) > 0) for reason, bad in faults]
         case Categorical():
-            return []
+            return _id_faults(column, values)
 
 
-def _identity_faults(column: Categorical, values: pa.Array) -> list[tuple[str, np.ndarray]]:
-    ids = canonical(column, values.flatten() if column.multi else values).fill_null(0).to_numpy(zero_copy_only=False)
-    largest = column.num_embeddings - 2
-    faults = [("id negative", ids < 0), (f"id greater than {largest} (num_embeddings - 2)", ids > largest)]
-    if not column.multi:
-        return faults
-    row_of = np.repeat(np.arange(len(values)), pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False))
-    return [(reason, np.bincount(row_of[bad], minlength=len(values)) > 0) for reason, bad in faults]
+def _id_faults(column: Categorical, values: pa.Array) -> list[tuple[str, np.ndarray]]:
+    faults = []
+    if pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
+        numbers = as_floats(values)
+        fraction = (numbers != np.floor(numbers)) | (np.abs(numbers) >= 2.0**63)
+        faults.append(("id is not a whole number of 64 bits", fraction & ~np.isnan(numbers)))
+    if column.encoding == "identity":
+        ids = canonical(column, values).fill_null(0).to_numpy(zero_copy_only=False)
+        largest = column.num_embeddings - 2
+        faults.append((f"id is not between 0 and {largest} (num_embeddings - 2)", (ids < 0) | (ids > largest)))
+    return faults

@@ -34,7 +34,7 @@ def generate(
     categorical: int = 26,
     num_embeddings: int = 10_000,
     exponent: float = 1.5,
-    effective_ids: int = 50,
+    effective_ids: int = 20,
     multi: bool = False,
     seed: int = 0,
     block_rows: int = BLOCK_ROWS,

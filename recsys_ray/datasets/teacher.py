@@ -32,7 +32,7 @@ class Teacher:
     """Rows of the largest table, one of them for missing; tables grow geometrically from 11 rows in c1 to this in the last."""
     exponent: float = 1.5
     """An id's frequency falls as (id + 1) to minus this."""
-    effective_ids: int = 50
+    effective_ids: int = 20
     """Ids of a column that have an effect, the most frequent ones: enough rows a parameter to learn the teacher almost whole."""
     interactions: int = 4
     """Pairs of columns, (c1, c2), (c3, c4), ..., whose ids' effects multiply."""

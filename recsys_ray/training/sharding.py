@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from itertools import groupby
 from typing import Any
 
 import psutil
@@ -143,7 +144,12 @@ def plan_shards(model: Any) -> list[Shard]:
 
 
 def plan_table(shards: list[Shard]) -> str:
-    """For people: one line a shard."""
-    lines = [f"{'table':<24}{'sharding':<14}{'kernel':<8}{'rank':>5}{'rows':>14}{'dim':>6}{'MiB':>10}"]
-    lines += [f"{s.table:<24}{s.sharding:<14}{s.kernel:<8}{s.rank:>5}{s.rows:>14,}{s.dim:>6}{s.mib:>10.2f}" for s in shards]
-    return "\n".join([*lines, f"{'all':<24}{'':<27}{sum(s.rows for s in shards):>14,}{'':>6}{sum(s.mib for s in shards):>10.2f}"])
+    """For people: one line a table."""
+    lines = [f"{'table':<24}{'sharding':<16}{'kernel':<8}{'rows':>14}{'dim':>6}{'MiB':>10}  shards (rank: rows x dim)"]
+    for table, group in groupby(sorted(shards, key=lambda s: (s.table, s.rank)), key=lambda s: s.table):
+        parts = list(group)
+        rows = sum(p.rows for p in parts) if parts[0].dim == parts[-1].dim else parts[0].rows
+        where = ", ".join(f"{p.rank}: {p.rows:,} x {p.dim}" for p in parts[:4]) + (", ..." if len(parts) > 4 else "")
+        mib = sum(p.mib for p in parts)
+        lines.append(f"{table:<24}{parts[0].sharding:<16}{parts[0].kernel:<8}{rows:>14,}{parts[0].dim:>6}{mib:>10.2f}  {where}")
+    return "\n".join([*lines, f"{'all tables':<68}{sum(s.mib for s in shards):>10.2f}"])

@@ -3,6 +3,7 @@ stream blocks, train, evaluate, checkpoint, report. Run again in the same run di
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Iterator
@@ -27,6 +28,9 @@ from recsys_ray.training.sharding import plan_shards, plan_table, shard
 from recsys_ray.training.tracking import Tracker
 from recsys_ray.training.world import World, join_world
 
+# Not print: Ray Train shows what its workers print twice.
+log = logging.getLogger(__name__)
+
 
 def train(config: TrainConfig) -> None:
     """Trains `config.model` on the dataset directory `config.data.path`; everything it makes is in `config.run_dir`.
@@ -34,6 +38,8 @@ def train(config: TrainConfig) -> None:
     Raises ValueError for a configuration that cannot work, FileNotFoundError for a missing dataset.
     """
     began = time.perf_counter()
+    # Ray shows all that reaches the root logger; fbgemm writes its build of every table there.
+    logging.getLogger().setLevel(logging.WARNING)
     with join_world() as world:
         dataset = DatasetDirectory.open(config.data.path)
         autocast = autocast_type(config.train, world)
@@ -86,7 +92,7 @@ def start_tracking(config: TrainConfig, world: World, progress: Progress, datase
     if world.rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "config.json").write_text(to_json(config))
-        print(plan, flush=True)
+        log.info("%s", plan)
     tracker.text(plan, "sharding_plan.txt")
     tracker.text(dataset.schema.to_json(), "schema.json")
     tracker.tags({"dataset.fingerprint": dataset.summary["fingerprint"], "dataset.path": str(dataset.root)})
@@ -131,7 +137,7 @@ def fit(
     def report(point: dict[str, float]) -> None:
         tracker.metrics(meter.step, {f"train/{name}": value for name, value in point.items() if name != "step"})
         if world.rank == 0:
-            print(_line(progress.epoch, loop.epochs, streams["train"].steps, point), flush=True)
+            log.info("%s", _line(progress.epoch, loop.epochs, streams["train"].steps, point))
 
     while not _finished(loop, progress):
         seconds = train_epoch(step, batches(task, streams["train"]), optimizer, meter, world, loop, config.optimizer, report)
@@ -167,7 +173,7 @@ def validate(task: Task, model: Any, stream: BlockStream | None, world: World, p
     tracker.metrics(progress.step, {f"validation/{name}": value for name, value in metrics[0].items()})
     if world.rank == 0:
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in metrics[0].items())
-        print(f"epoch {progress.epoch}: validation {numbers}{'  (best)' if progress.best == here else ''}", flush=True)
+        log.info("epoch %d: validation %s%s", progress.epoch, numbers, "  (best)" if progress.best == here else "")
 
 
 def _line(epoch: int, epochs: int, steps: int, point: dict[str, float]) -> str:

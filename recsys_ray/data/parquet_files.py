@@ -1,0 +1,77 @@
+"""Parquet files behind a path, glob or URL: found, stamped, and refused before any row is read when they cannot work."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+@dataclass(frozen=True)
+class ParquetFiles:
+    """The files behind one path, glob or URL, with what their footers say."""
+
+    filesystem: Any
+    paths: tuple[str, ...]
+    stamps: tuple[str, ...]
+    rows: int
+    arrow_schema: pa.Schema
+
+
+def find_parquet(path: str) -> ParquetFiles:
+    """Lists `path` (file, folder, glob or URL of any fsspec store) and reads every footer.
+
+    Raises FileNotFoundError when nothing is there, ValueError naming a file that is empty, truncated or of another schema.
+    """
+    filesystem, root = fsspec.core.url_to_fs(path)
+    if any(mark in root for mark in "*?["):
+        found = sorted(filesystem.glob(root))
+    elif filesystem.isdir(root):
+        found = sorted(filesystem.find(root))
+    else:
+        found = [root] if filesystem.exists(root) else []
+    paths = [name for name in found if name.endswith((".parquet", ".pq")) or name == root]
+    if not paths:
+        raise FileNotFoundError(f"no Parquet file at {path}: wants a .parquet file, a folder of them, or a glob")
+    with ThreadPoolExecutor(16) as pool:
+        footers = list(pool.map(lambda name: _footer(filesystem, name), paths))
+        stamps = tuple(pool.map(lambda name: _stamp(filesystem, name), paths))
+    first = footers[0].schema.to_arrow_schema()
+    for name, footer in zip(paths, footers, strict=True):
+        _check_same_columns(first, footer.schema.to_arrow_schema(), paths[0], name)
+    return ParquetFiles(filesystem, tuple(paths), stamps, sum(footer.num_rows for footer in footers), first)
+
+
+def _footer(filesystem: Any, path: str) -> pq.FileMetaData:
+    try:
+        with filesystem.open(path, "rb") as file:
+            return pq.read_metadata(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is not a whole Parquet file ({error}): write it again or leave it out") from error
+
+
+def _stamp(filesystem: Any, path: str) -> str:
+    info = filesystem.info(path)
+    changed = next((info[key] for key in ("ETag", "etag", "mtime", "LastModified", "updated", "created") if key in info), "")
+    return f"{path} {info['size']} {changed}"
+
+
+def _check_same_columns(first: pa.Schema, other: pa.Schema, first_path: str, path: str) -> None:
+    for field in first:
+        if field.name not in other.names:
+            raise ValueError(f"{path} lacks column {field.name!r}, which {first_path} has")
+        if other.field(field.name).type != field.type:
+            found = other.field(field.name).type
+            raise ValueError(f"{path}: column {field.name!r} has type {found}, but {field.type} in {first_path}: cast one")
+
+
+def fingerprint(sources: list[ParquetFiles], *settings: str) -> str:
+    """Changes when a source file, the schema or a setting does."""
+    stamps = [stamp for source in sources for stamp in source.stamps]
+    return hashlib.sha256("\n".join([*stamps, *settings]).encode()).hexdigest()[:16]
