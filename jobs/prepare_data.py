@@ -14,13 +14,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import ray
 import tyro
+from ray.exceptions import RayError
 
 from recsys_ray.config import PrepareConfig
+from recsys_ray.data.arrow_types import infer_schema
 from recsys_ray.data.prepare import prepare
 from recsys_ray.data.sources import open_source
-from recsys_ray.schema import infer_schema
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,28 @@ class PrepareJob(PrepareConfig):
 
 def main(job: PrepareJob) -> None:
     if job.infer_schema:
-        schema = infer_schema(open_source(job).arrow_schema, job.label)
-        Path(job.infer_schema).write_text(schema.to_json())
-        print(f"wrote {job.infer_schema}: read it, edit it, then run again without --infer-schema")
+        write_schema(job)
         return
-    ray.init(ignore_reinit_error=True)
     summary = prepare(job).summary
     print(f"{job.out}: {summary['rows_in']:,} rows in -> {summary['rows']}, {summary['rejected']:,} rejected")
     for reason, count in summary["rejected_reasons"].items():
         print(f"  rejected: {count:,} rows, {reason}")
 
 
+def write_schema(job: PrepareJob) -> None:
+    table = open_source(job).arrow_schema
+    schema = infer_schema(table, job.label)
+    Path(job.infer_schema).write_text(schema.to_json())
+    print(f"wrote {job.infer_schema}: read it, edit it, then run again without --infer-schema")
+    for name in set(table.names) - {column.name for column in schema.columns}:
+        print(f"  left out: {name} ({table.field(name).type})")
+
+
 if __name__ == "__main__":
     try:
         main(tyro.cli(PrepareJob, description=__doc__))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RayError) as error:
         sys.exit(f"prepare_data: {error}")
+    except KeyboardInterrupt:
+        print("prepare_data: interrupted; nothing was written", file=sys.stderr)
+        sys.exit(130)

@@ -54,12 +54,12 @@ class DataConfig:
     """What to train on: a prepared directory, raw Parquet, or with neither MovieLens 1M."""
 
     path: str = ""
-    """A dataset directory written by jobs/prepare_data.py."""
+    """A dataset directory written by jobs/prepare_data.py, on a file system that all workers share."""
     parquet: str = ""
     """Raw Parquet, prepared first; its schema is `--data.schema` or the `schema.json` beside it."""
     schema: str = ""
     cache: str = ""
-    """Where workers keep copies of shards when `path` is a remote URL; empty: read the shards where they are."""
+    """Folder on each node's own disk for unpacked copies of the shards, removed at the end; empty: the temporary folder."""
     loader_workers: int | None = None
     """Processes that decode blocks for each training worker; None: 2 on GPU, 0 (in the training process) on CPU."""
     num_canonical_nodes: int = 1
@@ -76,14 +76,14 @@ class DLRMConfig:
     embedding_dim: int = 16
     pooling: Literal["sum", "mean"] = "mean"
     """How the embeddings of a multi-valued column become one."""
+    init_range: float = 0.0
+    """Embeddings start uniform in ± this; 0: ± 1/sqrt(rows of the table)."""
     dense_layers: tuple[int, ...] = (64,)
     """Hidden layers of the bottom MLP; a last one of embedding_dim is added."""
     over_layers: tuple[int, ...] = (128, 64)
     """Hidden layers of the top MLP; a last one of 1 is added."""
     cross_layers: int = 3
     cross_rank: int = 64
-    dropout: float = 0.0
-    """On the input of every layer of the top MLP."""
 
 
 @dataclass(frozen=True)

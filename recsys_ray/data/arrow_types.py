@@ -42,7 +42,7 @@ def _infer_column(field: pa.Field) -> Column | None:
         return Categorical(field.name, side, "int", "hash", INFERRED_HASH_ROWS, multi)
     if _is_number(value) and not multi:
         return Dense(field.name, side, scale="standard")
-    if _is_text(value):
+    if is_text(value):
         return Categorical(field.name, side, "string", "vocabulary", 0, multi)
     return None
 
@@ -72,7 +72,7 @@ def _accepted(column: Column) -> tuple[str, Callable[[pa.DataType], bool]]:
         case Categorical(dtype="int"):
             return "a whole number (dtype int)", lambda kind: _is_number(_value(kind))
         case Categorical():
-            return "a string (dtype string)", lambda kind: _is_text(_value(kind))
+            return "a string (dtype string)", lambda kind: is_text(kind)
 
 
 def _remedy(column: Column, found: pa.DataType) -> str:
@@ -80,12 +80,25 @@ def _remedy(column: Column, found: pa.DataType) -> str:
         return "every value is null, so leave it out of the schema, or write it with its real type"
     if not isinstance(column, Categorical):
         return "cast it when you write the Parquet, or change its kind in the schema"
+    value = _value(found.value_type if _is_list(found) else found)
+    if not (is_text(value) or _is_number(value)):
+        return "cast it when you write the Parquet, or leave it out of the schema"
     if _is_list(found) != column.multi:
         return f'say "multi": {"false" if column.multi else "true"} in the schema'
-    value = _value(found.value_type if column.multi else found)
-    if _is_text(value) or _is_number(value):
-        return f'cast it when you write the Parquet, or say "dtype": "{"string" if _is_text(value) else "int"}" in the schema'
-    return "cast it when you write the Parquet, or leave it out of the schema"
+    return f'cast it when you write the Parquet, or say "dtype": "{"string" if is_text(value) else "int"}" in the schema'
+
+
+def check_key(key: str, left: pa.Schema, left_origin: str, right: pa.Schema, right_origin: str) -> None:
+    """Raises ValueError unless both tables have the join key `key`, as text in both or as numbers in both."""
+    for table, origin in ((left, left_origin), (right, right_origin)):
+        if key not in table.names:
+            raise ValueError(f"join key {key!r} is not a column of {origin}, which has: {', '.join(table.names)}")
+        kind = table.field(key).type
+        if not (is_text(kind) or _is_number(_value(kind))):
+            raise ValueError(f"join key {key!r} of {origin} has type {kind}: wants a string or a whole number")
+    ours, theirs = left.field(key).type, right.field(key).type
+    if is_text(ours) != is_text(theirs):
+        raise ValueError(f"join key {key!r} has type {ours} in {left_origin} but {theirs} in {right_origin}: cast one")
 
 
 def _value(kind: pa.DataType) -> pa.DataType:
@@ -97,7 +110,8 @@ def _is_list(kind: pa.DataType) -> bool:
     return any(is_a(kind) for is_a in (t.is_list, t.is_large_list, t.is_fixed_size_list, t.is_list_view, t.is_large_list_view))
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    kind = _value(kind)
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 

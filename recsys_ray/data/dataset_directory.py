@@ -14,11 +14,13 @@ import errno
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,25 +54,38 @@ class DatasetDirectory:
 def write_vocabularies(root: Path, vocabularies: Vocabularies) -> None:
     for name, values in vocabularies.items():
         (root / "vocabularies").mkdir(exist_ok=True)
-        pq.write_table(pa.table({"value": values}), root / "vocabularies" / f"{name}.parquet")
+        pq.write_table(pa.table({"value": values}), _vocabulary_file(root, name))
 
 
 def load_vocabularies(root: Path, schema: Schema) -> Vocabularies:
     names = [name for name, columns in schema.tables.items() if columns[0].encoding == "vocabulary"]
-    return {name: pq.read_table(root / "vocabularies" / f"{name}.parquet")["value"].combine_chunks() for name in names}
+    return {name: pq.read_table(_vocabulary_file(root, name))["value"].combine_chunks() for name in names}
+
+
+def _vocabulary_file(root: Path, table: str) -> Path:
+    return root / "vocabularies" / f"{quote(table, safe=' ')}.parquet"
 
 
 @contextmanager
 def staged(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place when the body succeeds and is removed when it does not."""
     staging = out.parent / f".{out.name}.preparing"
-    shutil.rmtree(staging, ignore_errors=True)
+    _remove(staging)
     staging.mkdir(parents=True)
     try:
         yield staging
         _put_in_place(staging, out)
     finally:
+        _remove(staging)
+
+
+def _remove(staging: Path) -> None:
+    """Tasks of an interrupted preparation may still be writing into it for a moment, which makes removal fail half-way."""
+    for _ in range(50):
         shutil.rmtree(staging, ignore_errors=True)
+        if not staging.exists():
+            return
+        time.sleep(0.1)
 
 
 def _put_in_place(staging: Path, out: Path) -> None:

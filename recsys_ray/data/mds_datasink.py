@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import socket
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -64,7 +65,17 @@ class MDSDatasink(Datasink[PartWritten]):
             part.rows[split], part.leftover[split] = whole, rows.slice(whole)
         return part
 
+    def on_write_start(self, schema: pa.Schema | None = None) -> None:
+        for split in SPLITS:
+            (self.root / split).mkdir()
+
     def _write_blocks(self, folder: Path, rows: pa.Table) -> None:
+        # Not with its parents: a task that outlives an interrupted preparation must not bring back the folder it removed.
+        try:
+            folder.mkdir()
+        except FileNotFoundError as error:
+            where = f"{self.root} is not there on {socket.gethostname()}"
+            raise FileNotFoundError(f"{where}: --out must be on a file system that all nodes share") from error
         rows = rows.combine_chunks()
         with MDSWriter(
             out=str(folder), columns=self.columns, compression=COMPRESSION, hashes=["xxh64"], size_limit=SHARD_BYTES
@@ -88,7 +99,9 @@ class MDSDatasink(Datasink[PartWritten]):
         for stray in root.glob("part-*"):
             if stray.name not in folders:
                 shutil.rmtree(stray)
-        if folders:
+        if not folders:
+            shutil.rmtree(root)
+        else:
             # merge_index warns of the temporary folder it uses and of the target folder being there, as it must be.
             logging.disable(logging.WARNING)
             merge_index([str(root / folder / "index.json") for folder in folders], str(root))

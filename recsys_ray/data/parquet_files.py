@@ -36,7 +36,7 @@ def find_parquet(path: str) -> ParquetFiles:
         found = sorted(filesystem.find(root))
     else:
         found = [root] if filesystem.exists(root) else []
-    paths = [name for name in found if name.endswith((".parquet", ".pq")) or name == root]
+    paths = [name for name in found if name == root or (name.endswith((".parquet", ".pq")) and not _hidden(name, root))]
     if not paths:
         raise FileNotFoundError(f"no Parquet file at {path}: wants a .parquet file, a folder of them, or a glob")
     with ThreadPoolExecutor(16) as pool:
@@ -46,6 +46,12 @@ def find_parquet(path: str) -> ParquetFiles:
     for name, footer in zip(paths, footers, strict=True):
         _check_same_columns(first, footer.schema.to_arrow_schema(), paths[0], name)
     return ParquetFiles(filesystem, tuple(paths), stamps, sum(footer.num_rows for footer in footers), first)
+
+
+def _hidden(path: str, root: str) -> bool:
+    """By the convention of Spark and pyarrow: names with a leading dot or underscore hold logs and unfinished work."""
+    below = path.removeprefix(root) if path.startswith(root) else PurePosixPath(path).name
+    return any(part.startswith((".", "_")) for part in PurePosixPath(below).parts)
 
 
 def _footer(filesystem: Any, path: str) -> pq.FileMetaData:
@@ -65,13 +71,29 @@ def _stamp(filesystem: Any, path: str) -> str:
 def _check_same_columns(first: pa.Schema, other: pa.Schema, first_path: str, path: str) -> None:
     for field in first:
         if field.name not in other.names:
-            raise ValueError(f"{path} lacks column {field.name!r}, which {first_path} has")
-        if other.field(field.name).type != field.type:
-            found = other.field(field.name).type
-            raise ValueError(f"{path}: column {field.name!r} has type {found}, but {field.type} in {first_path}: cast one")
+            raise ValueError(
+                f"{path} lacks column {field.name!r}, which {first_path} has: write it again with that column, or name only "
+                "the files of one table"
+            )
+        found = other.field(field.name).type
+        if found != field.type:
+            remedy = "write one of them again, with one type (pandas: astype before to_parquet)"
+            raise ValueError(f"{path}: column {field.name!r} has type {found}, but {field.type} in {first_path}: {remedy}")
 
 
 def fingerprint(sources: list[ParquetFiles], *settings: str) -> str:
     """Changes when a source file, the schema or a setting does."""
     stamps = [stamp for source in sources for stamp in source.stamps]
     return hashlib.sha256("\n".join([*stamps, *settings]).encode()).hexdigest()[:16]
+
+
+def name_unreadable(files: ParquetFiles) -> str:
+    """The first file, if any, with a page that cannot be read, and why. Slow: for when reading has failed."""
+    for path in files.paths:
+        try:
+            with files.filesystem.open(path, "rb") as file:
+                for _ in pq.ParquetFile(file).iter_batches():
+                    pass
+        except (pa.ArrowException, OSError) as error:
+            return f"{path} is damaged ({str(error).strip()})"
+    return ""

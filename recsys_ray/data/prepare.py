@@ -9,24 +9,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
-from ray.exceptions import RayTaskError
 
 from recsys_ray.config import DataConfig, PrepareConfig
+from recsys_ray.data.arrow_types import check_columns
 from recsys_ray.data.blocks import mds_columns
 from recsys_ray.data.dataset_directory import SUMMARY, DatasetDirectory, staged, write_vocabularies
 from recsys_ray.data.mds_datasink import SPLIT_COLUMN, MDSDatasink
+from recsys_ray.data.parquet_files import fingerprint
 from recsys_ray.data.profile import PerRow, Profile, count_vocabularies, measure_moments, profile_rows, training_rows
-from recsys_ray.data.sources import Source, check_columns, fingerprint, open_source
+from recsys_ray.data.sources import ROW_HASH, Source, open_source
 from recsys_ray.data.splits import SPLITS, RowRules, check_split, time_boundaries
+from recsys_ray.data.stages import clear_errors, run_stage
 from recsys_ray.data.transform import Vocabularies, transform
 from recsys_ray.datasets import movielens
 from recsys_ray.schema import Schema
@@ -38,26 +37,38 @@ def prepare(config: PrepareConfig) -> DatasetDirectory:
     Raises ValueError or FileNotFoundError, naming file, column or flag, for input that cannot be prepared; FileExistsError
     where `out` holds something else. Whatever goes wrong, `out` is left as it was.
     """
-    out = Path(config.out).absolute()
+    out = _checked_out(config)
     schema = Schema.load(config.schema or schema_beside(config.parquet))
     source = open_source(config)
     check_columns(schema, source.arrow_schema, config.parquet)
-    check_split(config.split, schema.timestamp is not None)
-    if config.split.by == "column" and config.split.column not in source.arrow_schema.names:
-        raise ValueError(f"--split.column {config.split.column!r} is not a column of {config.parquet}")
+    check_split(config.split, schema.timestamp is not None, source.arrow_schema, config.parquet)
+    if not source.interactions.rows:
+        raise ValueError(f"no rows: the Parquet at {config.parquet} has columns but is empty")
     print_of_inputs = fingerprint(source.files, schema.to_json(), _settings(config))
     if (existing := _existing(out, print_of_inputs, config.overwrite)) is not None:
         print(f"{out} is up to date with its inputs ({print_of_inputs}): nothing to do")
         return existing
-    with staged(out) as staging:
+    with staged(out) as staging, clear_errors(out, source):
         _write_dataset(staging, config, schema, source, print_of_inputs)
     return DatasetDirectory.open(out)
+
+
+def _checked_out(config: PrepareConfig) -> Path:
+    """Raises ValueError for paths that are missing or that would make the output an input of the next run."""
+    if not config.parquet or not config.out:
+        raise ValueError("wants --parquet, what to read, and --out, the dataset directory to write")
+    if "://" in config.out:
+        raise ValueError(f"--out {config.out} is a URL: wants a folder on a file system that all workers share (a mount)")
+    out = Path(config.out).absolute()
+    if Path(config.parquet).is_dir() and out.resolve().is_relative_to(Path(config.parquet).resolve()):
+        raise ValueError(f"--out {config.out} lies within --parquet {config.parquet}, which is read whole: put it elsewhere")
+    return out
 
 
 def dataset_for(data: DataConfig, run_dir: str) -> str:
     """The dataset directory to train on: `data.path`, or one prepared in the run directory from raw Parquet or MovieLens 1M."""
     if data.path:
-        return data.path
+        return str(DatasetDirectory.open(data.path).root)
     out = str(Path(run_dir) / "dataset")
     if data.parquet:
         return str(prepare(PrepareConfig(parquet=data.parquet, schema=data.schema, out=out)).root)
@@ -78,17 +89,23 @@ def schema_beside(parquet: str) -> str:
 
 
 def _settings(config: PrepareConfig) -> str:
-    kept = dataclasses.replace(config, out="", schema="", overwrite=False)
-    return json.dumps(dataclasses.asdict(kept), sort_keys=True)
+    """What, beside the files, decides the result; files are told apart by `fingerprint`, however their path is written."""
+    kept = {field.name: getattr(config, field.name) for field in dataclasses.fields(PrepareConfig)}
+    kept |= {"parquet": "", "users": bool(config.users), "items": bool(config.items), "out": "", "schema": "", "overwrite": False}
+    return json.dumps(kept | {"split": dataclasses.asdict(config.split)}, sort_keys=True)
 
 
 def _existing(out: Path, print_of_inputs: str, overwrite: bool) -> DatasetDirectory | None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
-    if not (out / SUMMARY).exists():
-        raise FileExistsError(f"{out} exists and is not a dataset directory: choose another --out")
-    dataset = DatasetDirectory.open(out)
-    if dataset.summary["fingerprint"] == print_of_inputs:
+    try:
+        dataset = DatasetDirectory.open(out)
+        found = dataset.summary["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileExistsError(
+            f"{out} exists and is not a dataset directory, so it is left alone: choose another --out"
+        ) from error
+    if found == print_of_inputs:
         return dataset
     if not overwrite:
         raise FileExistsError(f"{out} was prepared from other inputs or settings: pass --overwrite to replace it")
@@ -96,40 +113,25 @@ def _existing(out: Path, print_of_inputs: str, overwrite: bool) -> DatasetDirect
 
 
 def _write_dataset(staging: Path, config: PrepareConfig, schema: Schema, source: Source, print_of_inputs: str) -> None:
+    if not ray.is_initialized():
+        ray.init(logging_level=logging.WARNING)
     names = [column.name for column in schema.columns]
     names += [config.split.column] if config.split.by == "column" and config.split.column not in names else []
     rules = RowRules(schema, config.split, config.seed)
-    profile = _run("reading", lambda: profile_rows(source.read(names), schema, rules.faults))
+    profile = run_stage("reading", lambda: profile_rows(source.read(names), schema, rules.faults))
     _check_enough(profile, config)
     if config.split.by == "time":
         rules = dataclasses.replace(rules, boundaries=time_boundaries(config.split, profile.timestamps))
-    fitted, vocabularies = _run("fitting", lambda: _fit(source, names, rules))
+    fitted, vocabularies = run_stage("fitting", lambda: _fit(source, names, rules))
     datasink = MDSDatasink(staging, mds_columns(fitted), config.block_rows)
-    _run("writing", lambda: _write_blocks(source, names, rules, fitted, vocabularies, datasink))
+    run_stage("writing", lambda: _write_blocks(source, names, rules, fitted, vocabularies, datasink))
     _check_complete(profile, datasink)
     if profile.reasons:
-        _run("setting bad rows aside", lambda: _write_rejected(source, rules.faults, staging / "rejected"))
+        run_stage("setting bad rows aside", lambda: _write_rejected(source, rules.faults, staging / "rejected"))
     (staging / "schema.json").write_text(fitted.to_json())
     write_vocabularies(staging, vocabularies)
     summary = _summary(profile, fitted, datasink.rows, config, print_of_inputs)
     (staging / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
-
-
-def _run(stage: str, work: Callable[[], Any]) -> Any:
-    """Runs a Ray Data pipeline; an error raised in one of its tasks comes back as itself.
-
-    Ray Data draws its bars on a terminal; in a log file its lines every few seconds would drown ours, one a stage.
-    """
-    ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    started = time.perf_counter()
-    print(f"prepare: {stage} ...", flush=True)
-    try:
-        result = work()
-    except RayTaskError as error:
-        raise error.cause or error from error
-    print(f"prepare: {stage} took {time.perf_counter() - started:.1f} s", flush=True)
-    return result
 
 
 def _fit(source: Source, names: list[str], rules: RowRules) -> tuple[Schema, Vocabularies]:
@@ -161,7 +163,7 @@ def _write_rejected(source: Source, faults: PerRow, folder: Path) -> None:
     def keep_bad(batch: pa.Table) -> pa.Table:
         reasons = faults(batch)
         bad = reasons != None  # noqa: E711
-        kept = batch.filter(pa.array(bad)).drop_columns(["row_hash"])
+        kept = batch.filter(pa.array(bad)).drop_columns([ROW_HASH])
         return kept.append_column("reason", pa.array(reasons[bad].tolist(), pa.string()))
 
     rows = source.read(source.arrow_schema.names).map_batches(keep_bad, batch_format="pyarrow", batch_size=None)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_ray.config import SplitConfig
+from recsys_ray.data.arrow_types import is_text
 from recsys_ray.data.transform import rejections, seconds
 from recsys_ray.schema import Schema
 
@@ -18,14 +19,17 @@ NO_SPLIT = 255
 AFTER_ALL = np.iinfo(np.int64).max
 
 
-def check_split(split: SplitConfig, has_timestamp: bool) -> None:
-    """Raises ValueError for fractions that leave no training rows, or a missing column."""
+def check_split(split: SplitConfig, has_timestamp: bool, table: pa.Schema, origin: str) -> None:
+    """Raises ValueError for fractions that leave no training rows, or a column that is missing or holds no words."""
     if split.by == "column" and not split.column:
-        raise ValueError("split by column wants --split.column, the name of a column holding train, validation or test")
+        raise ValueError("--split.by column wants --split.column, the name of a column holding train, validation or test")
+    if split.by == "column" and not (split.column in table.names and is_text(table.field(split.column).type)):
+        raise ValueError(f"--split.column {split.column!r} is not a column of strings in {origin}: {', '.join(table.names)}")
     if split.by == "time" and not has_timestamp:
-        raise ValueError("split by time wants a timestamp column in the schema")
+        raise ValueError("--split.by time wants a timestamp column in the schema: add one, or choose another split")
     if min(split.validation, split.test) < 0 or split.validation + split.test >= 1:
-        raise ValueError(f"split fractions: validation {split.validation} + test {split.test} must be 0 or more, and below 1")
+        fractions = f"--split.validation {split.validation} and --split.test {split.test}"
+        raise ValueError(f"{fractions} must be 0 or more and below 1 together: the rest is for training")
 
 
 def time_boundaries(split: SplitConfig, quantiles: np.ndarray) -> tuple[int, int]:

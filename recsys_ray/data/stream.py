@@ -40,6 +40,10 @@ class BatchLayout:
     blocks: int
     block_rows: int
 
+    @property
+    def rows(self) -> int:
+        return self.blocks * self.block_rows
+
 
 def batch_layout(global_batch: int, block_rows: int, world_size: int) -> BatchLayout:
     """Raises ValueError when a global batch is not a whole number of blocks for each worker."""

@@ -141,7 +141,10 @@ def _faults(column: Column, values: pa.Array) -> list[tuple[str, np.ndarray]]:
             return [("infinite, or too large for float32", np.abs(unscaled(column, values)) > LARGEST)]
         case Weight():
             weights = as_floats(values)
-            return [("missing, but it is the weight", np.isnan(weights)), ("negative, infinite, or too large for float32", (weights < 0) | (weights > LARGEST))]
+            return [
+                ("missing, but it is the weight", np.isnan(weights)),
+                ("negative, or too large for float32", (weights < 0) | (weights > LARGEST)),
+            ]
         case Timestamp():
             return [("missing, but it is the timestamp", values.is_null().to_numpy(zero_copy_only=False))]
         case Categorical(multi=True):

@@ -30,7 +30,7 @@ TYPES = {
     **dict.fromkeys(CATEGORICAL, pa.string()),
 }
 READ_BYTES = 16 << 20
-"""Text held at a time, and so the size of a row group: about 70 thousand rows."""
+"""Text held at a time, and so the size of a row group: about 60 thousand rows."""
 ROWS_PER_FILE = 2_000_000
 
 
@@ -47,7 +47,7 @@ def schema(dtype: Literal["int", "string"] = "string", num_embeddings: int = 1 <
 def convert(files: list[Path], out: Path, num_embeddings: int = 1 << 18) -> Path:
     """Writes `out/interactions/*.parquet`, in the order of the lines and of `files` (plain or .gz), and `out/schema.json`.
 
-    Blanks become null. Holds some 100 MiB, whatever the size of the files; returns at once when `out` has the same already.
+    Blanks become null. Memory does not grow with the files. Returns at once when `out` has the same already.
     Raises FileNotFoundError for a missing file, ValueError naming a file whose lines are not Criteo's, and FileExistsError
     when `out` holds something else.
     """

@@ -35,6 +35,7 @@ def generate(
     num_embeddings: int = 10_000,
     exponent: float = 1.5,
     effective_ids: int = 20,
+    interactions: int = 2,
     multi: bool = False,
     seed: int = 0,
     block_rows: int = BLOCK_ROWS,
@@ -48,7 +49,7 @@ def generate(
     """
     if rows < 1 or block_rows < 1:
         raise ValueError(f"synthetic: rows is {rows} and block_rows {block_rows}; wants 1 or more")
-    teacher = Teacher(dense, categorical, num_embeddings, exponent=exponent, effective_ids=effective_ids, multi=multi, seed=seed)
+    teacher = Teacher(dense, categorical, num_embeddings, exponent, effective_ids, interactions, multi=multi, seed=seed)
     described = dataclasses.asdict(teacher)
 
     def write(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+import torch.fx
 from torch import nn
 from torch.nn import functional
 from torchrec.models.dlrm import DLRM, DLRM_DCN
@@ -24,7 +25,7 @@ def build_dlrm(config: DLRMConfig, schema: Schema, row_weight: str, device: torc
         dense = [columns[column.name] for column in schema.dense] or [torch.zeros_like(weights)]
         return Batch(torch.stack(dense, dim=1), jagged(columns, schema.categorical), columns[schema.label.name], weights)
 
-    module = WeightedBinaryLoss(_dlrm(config, schema, device), autocast)
+    module = WeightedBinaryLoss(_dlrm(config, schema, device), device, autocast)
     return Task(module, to_batch, binary_metrics)
 
 
@@ -42,25 +43,31 @@ def _dlrm(config: DLRMConfig, schema: Schema, device: torch.device) -> DLRM:
 
 
 class WeightedBinaryLoss(nn.Module):
-    """Mean binary cross-entropy over the rows of the *global* batch, weighted.
+    """A model's logits with their loss, as TorchRec's DLRMTrain; TrainPipelineSparseDist traces `forward` with torch.fx."""
+
+    def __init__(self, model: nn.Module, device: torch.device, autocast: torch.dtype | None) -> None:
+        super().__init__()
+        self.model = model
+        self._device_type, self._autocast = device.type, autocast
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        with torch.autocast(self._device_type, dtype=self._autocast, enabled=self._autocast is not None):
+            logits = self.model(batch.dense, batch.sparse)
+        logits = logits.squeeze(-1).float()
+        loss = global_mean_loss(logits, batch.labels, batch.weights)
+        return loss, (loss.detach(), logits.detach(), batch.labels)
+
+
+@torch.fx.wrap
+def global_mean_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Mean binary cross-entropy over the rows of the *global* batch, weighted; all arguments are [B].
 
     The local sum is scaled so that the average of losses and gradients over workers, as DDP and TorchRec form it, is exact
     even where workers hold unequal weights: a short last block, repeated blocks, a weight column.
     """
-
-    def __init__(self, model: nn.Module, autocast: torch.dtype | None) -> None:
-        super().__init__()
-        self.model = model
-        self._autocast = autocast
-
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        with torch.autocast(batch.dense.device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            logits = self.model(batch.dense, batch.sparse)
-        logits = logits.squeeze(-1).float()
-        total = batch.weights.sum()
-        workers = dist.get_world_size() if dist.is_initialized() else 1
-        if workers > 1:
-            dist.all_reduce(total)
-        losses = functional.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")
-        loss = (losses * batch.weights).sum() * workers / total.clamp(min=torch.finfo(torch.float32).tiny)
-        return loss, (loss.detach(), logits.detach(), batch.labels)
+    total = weights.sum()
+    workers = dist.get_world_size() if dist.is_initialized() else 1
+    if workers > 1:
+        dist.all_reduce(total)
+    losses = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    return (losses * weights).sum() * workers / total.clamp(min=torch.finfo(torch.float32).tiny)

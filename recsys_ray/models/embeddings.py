@@ -17,7 +17,7 @@ def embedding_tables(schema: Schema, embedding_dim: int, pooling: str) -> Embedd
     kind = {"sum": PoolingType.SUM, "mean": PoolingType.MEAN}[pooling]
     configs = [
         EmbeddingBagConfig(
-            name=name,
+            name=module_name(name),
             embedding_dim=embedding_dim,
             num_embeddings=columns[0].num_embeddings,
             feature_names=[column.name for column in columns],
@@ -26,6 +26,11 @@ def embedding_tables(schema: Schema, embedding_dim: int, pooling: str) -> Embedd
         for name, columns in schema.tables.items()
     ]
     return EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
+
+
+def module_name(table: str) -> str:
+    """A table is a child module, and "items", "type" or a name with a dot cannot name one."""
+    return table.replace(".", ":") + "_table"
 
 
 def jagged(columns: dict[str, torch.Tensor], features: tuple[Categorical, ...]) -> KeyedJaggedTensor:

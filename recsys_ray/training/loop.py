@@ -22,7 +22,7 @@ Step = Callable[[Iterator[Batch]], tuple[torch.Tensor, torch.Tensor, torch.Tenso
 
 def make_step(model: Any, optimizer: CombinedOptimizer, world: World) -> Step:
     if world.device.type == "cuda":
-        return TrainPipelineSparseDist(model, optimizer, world.device, execute_all_batches=True).progress
+        return pipelined_step(model, optimizer, world)
 
     def plain(batches: Iterator[Batch]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         batch = next(batches)
@@ -33,6 +33,10 @@ def make_step(model: Any, optimizer: CombinedOptimizer, world: World) -> Step:
         return output
 
     return plain
+
+
+def pipelined_step(model: Any, optimizer: CombinedOptimizer, world: World) -> Step:
+    return TrainPipelineSparseDist(model, optimizer, world.device, execute_all_batches=True).progress
 
 
 class Waiting:

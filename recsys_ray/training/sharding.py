@@ -40,17 +40,13 @@ class Sharder(EmbeddingBagCollectionSharder):
         return list(self._types)
 
 
-def shard(
-    module: nn.Module, world: World, config: ShardingConfig, optimizer: OptimizerConfig, local_batch: int, seed: int
-) -> Any:
-    """A DistributedModelParallel of `module` with initialised tables. Raises ValueError when the tables do not fit."""
+def shard(module: nn.Module, world: World, config: ShardingConfig, optimizer: OptimizerConfig, local_batch: int) -> Any:
+    """A DistributedModelParallel of `module`, its tables not initialised. Raises ValueError when they do not fit."""
     fuse_sparse_optimizer(module, optimizer)
     memory = available_memory(world, config)
     sharder = Sharder(config.types)
     plan = make_plan(module, sharder, world, memory, local_batch)
-    model = DistributedModelParallel(module, device=world.device, plan=plan, sharders=[sharder])
-    initialise_tables(model, seed)
-    return model
+    return DistributedModelParallel(module, device=world.device, plan=plan, sharders=[sharder])
 
 
 def fuse_sparse_optimizer(module: nn.Module, config: OptimizerConfig) -> None:
@@ -100,9 +96,9 @@ def make_plan(module: nn.Module, sharder: Sharder, world: World, memory: int, lo
         ) from error
 
 
-def initialise_tables(model: nn.Module, seed: int) -> None:
-    """uniform(-1/sqrt(n), 1/sqrt(n)) for a table of n rows (Naumov et al. 2019), drawn by table and row: the same values
-    whatever the number of workers and the plan."""
+def initialise_tables(model: nn.Module, init_range: float, seed: int) -> None:
+    """Uniform in ± init_range, or if that is 0 in ± 1/sqrt(n) for a table of n rows (Naumov et al. 2019); drawn by table and
+    row: the same values whatever the number of workers and the plan."""
     for name, tensor in model.state_dict().items():
         if not hasattr(tensor, "local_shards"):
             continue
@@ -112,7 +108,7 @@ def initialise_tables(model: nn.Module, seed: int) -> None:
             for chunk in range(first // INIT_ROWS, -(-(first + count) // INIT_ROWS)):
                 start, stop = chunk * INIT_ROWS, min((chunk + 1) * INIT_ROWS, rows)
                 generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name} {chunk}".encode()))
-                drawn = torch.rand(stop - start, dim, generator=generator).mul_(2).sub_(1).div_(rows**0.5)
+                drawn = torch.rand(stop - start, dim, generator=generator).mul_(2).sub_(1).mul_(init_range or rows**-0.5)
                 low, high = max(start, first), min(stop, first + count)
                 local.tensor[low - first : high - first].copy_(drawn[low - start : high - start, left : left + width])
 

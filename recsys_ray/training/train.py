@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from recsys_ray.config import LoopConfig, TrainConfig, to_json
 from recsys_ray.data.dataset_directory import DatasetDirectory
-from recsys_ray.data.stream import ROW_WEIGHT, BlockStream, batch_layout, cache_directory, remove_cache
+from recsys_ray.data.stream import ROW_WEIGHT, BatchLayout, BlockStream, batch_layout, cache_directory, remove_cache
 from recsys_ray.models.build import build_task
 from recsys_ray.models.task import Batch, Task
 from recsys_ray.training import progress as run_progress
@@ -24,7 +24,7 @@ from recsys_ray.training.loop import Meter, make_step, train_epoch
 from recsys_ray.training.optimizers import build_optimizer
 from recsys_ray.training.outcome import finish
 from recsys_ray.training.progress import Progress
-from recsys_ray.training.sharding import plan_shards, plan_table, shard
+from recsys_ray.training.sharding import initialise_tables, plan_shards, plan_table, shard
 from recsys_ray.training.tracking import Tracker
 from recsys_ray.training.world import World, join_world
 
@@ -42,16 +42,17 @@ def train(config: TrainConfig) -> None:
     logging.getLogger().setLevel(logging.WARNING)
     with join_world() as world:
         dataset = DatasetDirectory.open(config.data.path)
+        layout = batch_layout(config.train.global_batch, dataset.summary["block_rows"], world.size)
         autocast = autocast_type(config.train, world)
         task = build_task(config.model, dataset.schema, ROW_WEIGHT, world.device, autocast, config.train.seed)
-        local_batch = config.train.global_batch // world.size
-        model = shard(task.module, world, config.sharding, config.optimizer, local_batch, config.train.seed)
+        model = shard(task.module, world, config.sharding, config.optimizer, layout.rows)
+        initialise_tables(model, config.model.init_range, config.train.seed)
         optimizer = build_optimizer(model, config.optimizer)
         progress = run_progress.resume(checkpoints(config), model, optimizer)
         tracker = start_tracking(config, world, progress, dataset, model)
         cache = cache_directory(config.data, config.run_dir, shared_token(world), world.node)
         try:
-            streams = open_streams(config, dataset, cache, world)
+            streams = open_streams(config, dataset, cache, layout)
             progress.add_seconds({"setup": time.perf_counter() - began})
             fit(config, world, task, model, optimizer, streams, progress, tracker)
             run_progress.restore_weights(checkpoints(config) / progress.best, model)
@@ -99,9 +100,8 @@ def start_tracking(config: TrainConfig, world: World, progress: Progress, datase
     return tracker
 
 
-def open_streams(config: TrainConfig, dataset: DatasetDirectory, cache: Path, world: World) -> dict[str, BlockStream]:
+def open_streams(config: TrainConfig, dataset: DatasetDirectory, cache: Path, layout: BatchLayout) -> dict[str, BlockStream]:
     """One for each split that has rows."""
-    layout = batch_layout(config.train.global_batch, dataset.summary["block_rows"], world.size)
     weight = dataset.schema.weight.name if dataset.schema.weight else ""
     return {
         split: BlockStream(str(folder), cache / split, layout, config.train.seed, split == "train", config.data, weight)

@@ -1,0 +1,63 @@
+"""Small Parquet inputs for preparation, and its output read back as the README shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys_ray.config import PrepareConfig
+from recsys_ray.data.mosaic import StreamingDataset
+from recsys_ray.schema import Categorical, Column, Dense, Label, Schema, Timestamp
+
+CLICKS: tuple[Column, ...] = (
+    Label("click"),
+    Dense("price", scale="standard"),
+    Categorical("user", "user", encoding="identity", num_embeddings=102),
+    Categorical("city", dtype="string", encoding="vocabulary"),
+    Categorical("tags", "item", num_embeddings=1000, multi=True),
+    Timestamp("at"),
+)
+
+
+def clicks(rows: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """Columns for the schema CLICKS. `at` is different in every row, so it tells rows apart."""
+    random = np.random.default_rng(seed)
+    return {
+        "click": random.integers(0, 2, rows),
+        "price": random.normal(50, 10, rows),
+        "user": random.integers(0, 100, rows),
+        "city": random.choice(["Rome", "Oslo", "Bern"], rows, p=[0.6, 0.3, 0.1]),
+        "tags": [random.integers(0, 50, size).tolist() for size in random.integers(0, 4, rows)],
+        "at": random.permutation(rows),
+    }
+
+
+def write_input(folder: Path, columns: Any = None, schema: tuple[Column, ...] = CLICKS, files: int = 1) -> Path:
+    """A folder of Parquet files with a schema.json."""
+    table = columns if isinstance(columns, pa.Table) else pa.table(columns or clicks())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "schema.json").write_text(Schema(schema).to_json())
+    size = -(-table.num_rows // files)
+    for number in range(files):
+        pq.write_table(table.slice(number * size, size), folder / f"{number}.parquet")
+    return folder
+
+
+def config_for(folder: Path, **settings: Any) -> PrepareConfig:
+    return PrepareConfig(**({"parquet": str(folder), "out": str(folder.parent / "dataset"), "block_rows": 64} | settings))
+
+
+def to_frame(block: dict[str, np.ndarray]) -> pd.DataFrame:
+    lists = {name: np.split(block[name], np.cumsum(block[f"{name}.lengths"])[:-1]) for name in block if f"{name}.lengths" in block}
+    return pd.DataFrame({name: values for name, values in (block | lists).items() if not name.endswith(".lengths")})
+
+
+def read_split(root: Path, split: str) -> tuple[pd.DataFrame, list[int]]:
+    """All rows of a split, and how many each block has."""
+    frames = [to_frame(block) for block in StreamingDataset(local=str(root / split), batch_size=1)]
+    return pd.concat(frames), [len(frame) for frame in frames]

@@ -1,0 +1,140 @@
+"""Planning, initial tables, learning rates and the pipeline, in one process with a gloo group of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from recsys_ray.config import DLRMConfig, OptimizerConfig, ShardingConfig
+from recsys_ray.models.build import build_task
+from recsys_ray.models.task import Task
+from recsys_ray.schema import Categorical, Dense, Label, Schema
+from recsys_ray.training.loop import make_step, pipelined_step
+from recsys_ray.training.optimizers import build_optimizer, rate_factor, set_learning_rates
+from recsys_ray.training.sharding import initialise_tables, plan_shards, plan_table, shard
+from recsys_ray.training.world import World
+
+SCHEMA = Schema(
+    (
+        Label("label"),
+        Dense("age"),
+        Categorical("item", "item", num_embeddings=1000, table="items"),
+        Categorical("history", "user", num_embeddings=1000, table="items", multi=True),
+        Categorical("city", "user", num_embeddings=50),
+    )
+)
+ROWS = 64
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield World(0, 1, 0, 1, torch.device("cpu"))
+    dist.destroy_process_group()
+
+
+def task(interaction: str) -> Task:
+    model = DLRMConfig(interaction=interaction, embedding_dim=8, dense_layers=(8,), over_layers=(16,), cross_rank=4)  # type: ignore[arg-type]
+    return build_task(model, SCHEMA, "weight", torch.device("cpu"), None, seed=1)
+
+
+def columns(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(0, 4, (ROWS,), generator=generator, dtype=torch.int32)
+    return {
+        "label": torch.randint(0, 2, (ROWS,), generator=generator).float(),
+        "age": torch.randn(ROWS, generator=generator),
+        "item": torch.randint(0, 1000, (ROWS,), generator=generator, dtype=torch.int32),
+        "history": torch.randint(0, 1000, (int(lengths.sum()),), generator=generator, dtype=torch.int32),
+        "history.lengths": lengths,
+        "city": torch.randint(0, 50, (ROWS,), generator=generator, dtype=torch.int32),
+        "weight": torch.ones(ROWS),
+    }
+
+
+def test_tables_that_do_not_fit_are_refused_with_sizes_and_remedy(world: World) -> None:
+    with pytest.raises(ValueError, match=r"do not fit in 1 workers of 0\.00 GiB .*add workers, lower num_embeddings"):
+        shard(task("dot").module, world, ShardingConfig(memory_gib=1e-5), OptimizerConfig(), ROWS)
+
+
+@pytest.mark.parametrize("interaction", ["dot", "dcn"])
+def test_plan_names_every_table_and_shared_tables_once(world: World, interaction: str) -> None:
+    model = shard(task(interaction).module, world, ShardingConfig(), OptimizerConfig(), ROWS)
+    shards = plan_shards(model)
+    assert {(part.table, part.rows, part.dim) for part in shards} == {("items_table", 1000, 8), ("city_table", 50, 8)}
+    table = plan_table(shards)
+    assert "items" in table and "1,000" in table and "all tables" in table
+
+
+def test_initial_tables_depend_on_the_seed_alone(world: World) -> None:
+    def tables(types: tuple[str, ...], seed: int, init_range: float = 0.0) -> dict[str, torch.Tensor]:
+        model = shard(task("dot").module, world, ShardingConfig(types=types), OptimizerConfig(), ROWS)  # type: ignore[arg-type]
+        initialise_tables(model, init_range, seed)
+        parts = {name: tensor for name, tensor in model.state_dict().items() if hasattr(tensor, "local_shards")}
+        return {name: torch.cat([part.tensor for part in tensor.local_shards()], dim=1) for name, tensor in parts.items()}
+
+    row_wise, column_wise, other_seed = tables(("row_wise",), 1), tables(("table_wise",), 1), tables(("row_wise",), 2)
+    for name, values in row_wise.items():
+        assert torch.equal(values, column_wise[name])
+        assert not torch.equal(values, other_seed[name])
+        bound = values.shape[0] ** -0.5
+        assert 0.9 * bound < values.abs().max() <= bound
+    assert all(values.abs().max() <= 0.01 for values in tables(("row_wise",), 1, 0.01).values())
+
+
+def test_learning_rates_warm_up_and_decay_on_both_parts(world: World) -> None:
+    rates = OptimizerConfig(warmup_steps=4, decay_steps=10, final_rate=0.1, sparse_learning_rate=0.5, dense_learning_rate=0.01)
+    factors = [rate_factor(step, rates) for step in range(20)]
+    assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert factors[9] == pytest.approx(0.55) and factors[14:] == pytest.approx([0.1] * 6)
+    optimizer = build_optimizer(shard(task("dot").module, world, ShardingConfig(), rates, ROWS), rates)
+    set_learning_rates(optimizer, 1, rates)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.25, 0.005}
+
+
+def test_rate_of_zero_moves_nothing_and_a_rate_moves_tables_and_dense_parts(world: World) -> None:
+    """Warm-up must reach the fused kernel before the backward pass that applies it."""
+    made = task("dot")
+    rates = OptimizerConfig(decay_steps=1, final_rate=0.0)
+    model = shard(made.module, world, ShardingConfig(), rates, ROWS)
+    initialise_tables(model, 0.0, 1)
+    optimizer = build_optimizer(model, rates)
+    step = make_step(model, optimizer, world)
+
+    def moved(at: int) -> set[str]:
+        before = {name: _value(tensor).clone() for name, tensor in model.state_dict().items()}
+        set_learning_rates(optimizer, at, rates)
+        step(iter([made.to_batch(columns(at))]))
+        return {name for name, tensor in model.state_dict().items() if not torch.equal(before[name], _value(tensor))}
+
+    assert moved(0) == set(model.state_dict())
+    assert moved(1) == set()
+
+
+def test_pipelined_steps_train_as_plain_ones(world: World) -> None:
+    """TrainPipelineSparseDist is the GPU's path; here it runs on the CPU, batch by batch the same as the plain loop."""
+
+    def trained(pipelined: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
+        made = task("dcn")
+        model = shard(made.module, world, ShardingConfig(), OptimizerConfig(), ROWS)
+        initialise_tables(model, 0.0, 1)
+        optimizer = build_optimizer(model, OptimizerConfig())
+        step = (pipelined_step if pipelined else make_step)(model, optimizer, world)
+        batches = iter([made.to_batch(columns(seed)) for seed in range(6)])
+        losses = []
+        while True:
+            try:
+                losses.append(float(step(batches)[0]))
+            except StopIteration:
+                return losses, {name: _value(tensor) for name, tensor in model.state_dict().items()}
+
+    (plain_losses, plain), (losses, weights) = trained(False), trained(True)
+    assert len(losses) == 6 and losses == plain_losses
+    assert all(torch.equal(plain[name], weights[name]) for name in plain)
+
+
+def _value(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.local_shards()[0].tensor if hasattr(tensor, "local_shards") else tensor

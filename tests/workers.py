@@ -1,0 +1,33 @@
+"""Real process groups without a cluster: `run_workers` starts gloo workers as torch elastic would, by environment alone."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch.multiprocessing as multiprocessing
+
+
+def run_workers(work: Callable[..., None], workers: int, *args: Any) -> None:
+    """Calls work(*args) in `workers` processes that find RANK, WORLD_SIZE, ... set; any failure is raised here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.start_processes(_worker, (work, workers, port, args), nprocs=workers, start_method="spawn")
+
+
+def _worker(rank: int, work: Callable[..., None], workers: int, port: int, args: tuple[Any, ...]) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(workers),
+        "LOCAL_WORLD_SIZE": str(workers),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    import torch
+
+    torch.set_num_threads(1)
+    work(*args)
