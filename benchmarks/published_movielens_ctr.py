@@ -58,7 +58,9 @@ FIELDS = (
 OPTIMIZER = OptimizerConfig(
     sparse_learning_rate=0.1, dense_learning_rate=2e-3, dense_weight_decay=1e-5, decay_steps=STEPS, final_rate=0.01
 )
-DOT = DLRMConfig(interaction="dot", embedding_dim=16, dense_layers=(64,), over_layers=(256, 128), pooling="sum", init_range=0.01)
+DOT = DLRMConfig(
+    interaction="dot", embedding_dim=16, dense_layers=(64,), over_layers=(512, 256, 128), pooling="sum", init_range=0.01
+)
 DCN = dataclasses.replace(DOT, interaction="dcn", cross_layers=3, cross_rank=112)
 
 

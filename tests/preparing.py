@@ -53,7 +53,9 @@ def config_for(folder: Path, **settings: Any) -> PrepareConfig:
 
 
 def to_frame(block: dict[str, np.ndarray]) -> pd.DataFrame:
-    lists = {name: np.split(block[name], np.cumsum(block[f"{name}.lengths"])[:-1]) for name in block if f"{name}.lengths" in block}
+    lists = {
+        name: np.split(block[name], np.cumsum(block[f"{name}.lengths"])[:-1]) for name in block if f"{name}.lengths" in block
+    }
     return pd.DataFrame({name: values for name, values in (block | lists).items() if not name.endswith(".lengths")})
 
 

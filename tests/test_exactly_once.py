@@ -59,7 +59,9 @@ def test_a_million_rows_and_a_killed_writer(ray_session, one_writer_killed, tmp_
     found.append(rejected["number"].to_numpy())
     assert np.array_equal(np.sort(np.concatenate(found)), numbers), "a row is lost or there twice"
     assert (found[-1] % 97 == 0).all() and set(rejected["reason"].to_pylist()) == {"click: not 0 or 1"}
-    assert len(found[0]) / ROWS == pytest.approx(0.8 * 96 / 97, abs=0.003) and len(found[1]) == pytest.approx(len(found[2]), rel=0.02)
+    assert len(found[0]) / ROWS == pytest.approx(0.8 * 96 / 97, abs=0.003) and len(found[1]) == pytest.approx(
+        len(found[2]), rel=0.02
+    )
     parts = [folder.name for folder in (dataset.root / "train").glob("part-*")]
     assert len(parts) >= 5 and one_writer_killed.read_text() not in parts, "what the killed attempt wrote is still there"
     train = found[0][: len(found[0]) // 2]

@@ -21,16 +21,15 @@ START_SECONDS = 120
 
 @pytest.fixture
 def token_environment(tmp_path: Path) -> dict[str, str]:
-    """As the README says: RAY_AUTH_MODE=token and one token for all, here in a file of the test's own."""
+    """As the README says: RAY_AUTH_MODE=token and one token for all, here in a home directory of the test's own."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
+        "HOME": str(tmp_path),
         "PATH": f"{BIN}:{os.environ['PATH']}",
-        "RAY_TMPDIR": "/tmp",
     }
     subprocess.run([BIN / "ray", "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
-    assert (tmp_path / "token").read_text().strip()
+    assert (tmp_path / ".ray" / "auth_token").read_text().strip()
     return environment
 
 
@@ -89,6 +88,7 @@ def test_job_submitted_with_a_token_trains_and_without_one_is_refused(
     assert bad.returncode != 0
     assert "nothing is not a dataset directory" in bad.stdout
 
-    stranger = {**token_environment, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}
+    (tmp_path / "stranger").mkdir()
+    stranger = {**token_environment, "HOME": str(tmp_path / "stranger")}
     refused = submit(cluster, stranger, "--help")
     assert refused.returncode != 0 and "token" in (refused.stdout + refused.stderr).lower()
