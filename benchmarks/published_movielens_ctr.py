@@ -55,13 +55,21 @@ FIELDS = (
     Categorical("year_bucket", "item", "int", "vocabulary"),
     Dense("time", "context"),
 )
-OPTIMIZER = OptimizerConfig(
+DCN = DLRMConfig(
+    interaction="dcn",
+    embedding_dim=16,
+    pooling="sum",
+    init_range=0.01,
+    dense_layers=(64,),
+    over_layers=(512, 256, 128),
+    cross_layers=3,
+    cross_rank=112,
+)
+DCN_OPTIMIZER = OptimizerConfig(
     sparse_learning_rate=0.1, dense_learning_rate=2e-3, dense_weight_decay=1e-5, decay_steps=STEPS, final_rate=0.01
 )
-DOT = DLRMConfig(
-    interaction="dot", embedding_dim=16, dense_layers=(64,), over_layers=(512, 256, 128), pooling="sum", init_range=0.01
-)
-DCN = dataclasses.replace(DOT, interaction="dcn", cross_layers=3, cross_rank=112)
+DOT = DLRMConfig(interaction="dot", embedding_dim=16, pooling="sum", dense_layers=(256, 64), over_layers=(512, 256))
+DOT_OPTIMIZER = dataclasses.replace(DCN_OPTIMIZER, sparse_learning_rate=0.2)
 
 
 @dataclass(frozen=True)
@@ -114,14 +122,14 @@ def datasets(work: Path) -> dict[str, str]:
     return made
 
 
-def run(name: str, dataset: str, model: DLRMConfig, seed: int, work: Path) -> dict[str, float]:
+def run(name: str, dataset: str, model: DLRMConfig, optimizer: OptimizerConfig, seed: int, work: Path) -> dict[str, float]:
     run_dir = (work / f"{name}-{seed}").absolute()
     shutil.rmtree(run_dir, ignore_errors=True)
     config = TrainConfig(
         run_dir=str(run_dir),
         data=DataConfig(path=dataset),
         model=model,
-        optimizer=OPTIMIZER,
+        optimizer=optimizer,
         train=LoopConfig(epochs=EPOCHS, global_batch=BATCH, patience=2, seed=seed, log_every=200),
         tracking=TrackingConfig(experiment="published-ctr"),
     )
@@ -134,12 +142,14 @@ def main(arguments: Arguments) -> None:
     ray.init(ignore_reinit_error=True)
     made = datasets(arguments.work)
     figures: dict[str, dict[str, float]] = {"AutoInt, published": dict(AUTOINT)}
-    for name, dataset, model in (
-        ("DCNv2", made["fields"], DCN),
-        ("DLRM dot", made["fields"], DOT),
-        ("DCNv2 with user and film ids", made["fields-and-ids"], DCN),
+    for name, dataset, model, optimizer in (
+        ("DCNv2", made["fields"], DCN, DCN_OPTIMIZER),
+        ("DLRM dot", made["fields"], DOT, DOT_OPTIMIZER),
+        ("DCNv2 with user and film ids", made["fields-and-ids"], DCN, DCN_OPTIMIZER),
     ):
-        outcomes = [run(name.replace(" ", "-"), dataset, model, seed, arguments.work) for seed in range(arguments.seeds)]
+        outcomes = [
+            run(name.replace(" ", "-"), dataset, model, optimizer, seed, arguments.work) for seed in range(arguments.seeds)
+        ]
         auc, loss = ([found[f"test_{metric}"] for found in outcomes] for metric in ("auc", "logloss"))
         figures[name] = {
             "auc": float(np.mean(auc)),
