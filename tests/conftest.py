@@ -18,7 +18,8 @@ BLOCK_ROWS = 128
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, ignore_reinit_error=True)
+    # "local": never a cluster that happens to run on this machine. Four workers, so that writers run beside one another.
+    ray.init("local", num_cpus=4, include_dashboard=False, ignore_reinit_error=True)
     yield
     ray.shutdown()
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,17 +22,24 @@ START_SECONDS = 120
 
 
 @pytest.fixture
-def token_environment(tmp_path: Path) -> dict[str, str]:
-    """As the README says: RAY_AUTH_MODE=token and one token for all, here in a home directory of the test's own."""
+def token_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """As the README says: RAY_AUTH_MODE=token and one token for all, here in a home directory of the test's own.
+
+    RAY_TMPDIR keeps the head's address to itself, or every later ray.init() on this machine would look for it; it is short
+    because sockets live there.
+    """
+    ray_folder = tempfile.mkdtemp(prefix="ray-job-")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {
         "RAY_AUTH_MODE": "token",
         "HOME": str(tmp_path),
+        "RAY_TMPDIR": ray_folder,
         "PATH": f"{BIN}:{os.environ['PATH']}",
     }
     subprocess.run([BIN / "ray", "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
     assert (tmp_path / ".ray" / "auth_token").read_text().strip()
-    return environment
+    yield environment
+    shutil.rmtree(ray_folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -72,7 +81,7 @@ def test_job_submitted_with_a_token_trains_and_without_one_is_refused(
     done = submit(
         cluster,
         token_environment,
-        f"--data.path={dataset}",
+        f"--data.parquet={dataset.parent / 'raw' / 'interactions'}",
         f"--run-dir={run_dir}",
         "--train.epochs=1",
         "--train.global-batch=1024",

@@ -93,7 +93,7 @@ def test_mistakes_in_a_schema_file(columns, message, tmp_path):
 
 
 def test_no_schema_or_no_json(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no schema file at .*: write a first one with"):
+    with pytest.raises(FileNotFoundError, match=r"no schema file at .*: write a first one with"):
         Schema.load(tmp_path / "schema.json")
     for text in ("{", "[]", '{"fields": []}'):
         with pytest.raises(ValueError, match=r'x.json is not a schema: it wants \{"columns"'):

@@ -6,6 +6,7 @@ import datetime
 import subprocess
 import sys
 from decimal import Decimal
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -53,7 +54,7 @@ def test_a_hash_is_the_same_in_another_process_and_for_every_arrow_type():
     assert encode(HASHED, pa.array([2**63 + 5], pa.uint64()))[0] > 0
     rows = np.array(encode(HASHED, pa.array(range(100_000))))
     counts = np.bincount(rows, minlength=1000)
-    assert counts[0] == 0 and len(counts) == 1000 and 40 < counts[1:].min() and counts.max() < 180, "the hash is uneven"
+    assert counts[0] == 0 and len(counts) == 1000 and counts[1:].min() > 40 and counts.max() < 180, "the hash is uneven"
 
 
 def test_vocabulary_order_and_limits():
@@ -192,6 +193,6 @@ def test_transform_of_a_whole_is_the_transforms_of_its_parts():
     vocabularies = {"tags": pa.array(["b", "a"])}
     whole = transform(table, schema, vocabularies)
     for cuts in ([0, 1, 300], [0, 7, 7, 150, 300]):
-        parts = [table.slice(a, b - a) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        parts = [table.slice(a, b - a) for a, b in pairwise(cuts)]
         assert pa.concat_tables(transform(part, schema, vocabularies) for part in parts).equals(whole)
         assert transform(pa.concat_tables(parts), schema, vocabularies).equals(whole), "of chunked columns"

@@ -20,9 +20,10 @@ from recsys_ray.config import DataConfig, PrepareConfig
 from recsys_ray.data.arrow_types import check_columns
 from recsys_ray.data.blocks import mds_columns
 from recsys_ray.data.dataset_directory import SUMMARY, DatasetDirectory, staged, write_vocabularies
+from recsys_ray.data.fit import fit
 from recsys_ray.data.mds_datasink import SPLIT_COLUMN, MDSDatasink
 from recsys_ray.data.parquet_files import fingerprint
-from recsys_ray.data.profile import PerRow, Profile, count_vocabularies, measure_moments, profile_rows, training_rows
+from recsys_ray.data.profile import PerRow, Profile, profile_rows
 from recsys_ray.data.sources import ROW_HASH, Source, open_source
 from recsys_ray.data.splits import SPLITS, RowRules, check_split, time_boundaries
 from recsys_ray.data.stages import clear_errors, run_stage
@@ -122,7 +123,7 @@ def _write_dataset(staging: Path, config: PrepareConfig, schema: Schema, source:
     _check_enough(profile, config)
     if config.split.by == "time":
         rules = dataclasses.replace(rules, boundaries=time_boundaries(config.split, profile.timestamps))
-    fitted, vocabularies = run_stage("fitting", lambda: _fit(source, names, rules))
+    fitted, vocabularies = run_stage("fitting", lambda: fit(source.read(names), schema, rules.faults, rules.splits))
     datasink = MDSDatasink(staging, mds_columns(fitted), config.block_rows)
     run_stage("writing", lambda: _write_blocks(source, names, rules, fitted, vocabularies, datasink))
     _check_complete(profile, datasink)
@@ -132,17 +133,6 @@ def _write_dataset(staging: Path, config: PrepareConfig, schema: Schema, source:
     write_vocabularies(staging, vocabularies)
     summary = _summary(profile, fitted, datasink.rows, config, print_of_inputs)
     (staging / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
-
-
-def _fit(source: Source, names: list[str], rules: RowRules) -> tuple[Schema, Vocabularies]:
-    schema = measure_moments(training_rows(source.read(names), rules.faults, rules.splits), rules.schema)
-    vocabularies = count_vocabularies(training_rows(source.read(names), rules.faults, rules.splits), schema)
-    columns = []
-    for column in schema.columns:
-        if column in schema.categorical and (values := vocabularies.get(column.table_name)) is not None:
-            column = dataclasses.replace(column, num_embeddings=max(len(values) + 1, 2))
-        columns.append(column)
-    return Schema(tuple(columns)), vocabularies
 
 
 def _write_blocks(
