@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
-from recsys_ray.config import DLRMConfig, OptimizerConfig, ShardingConfig
+from recsys_ray.config import DLRMConfig, LoopConfig, OptimizerConfig, ShardingConfig
 from recsys_ray.models.build import build_task
 from recsys_ray.models.task import Task
 from recsys_ray.schema import Categorical, Dense, Label, Schema
-from recsys_ray.training.loop import make_step, pipelined_step
+from recsys_ray.training.evaluate import predict_split
+from recsys_ray.training.loop import Meter, make_step, pipelined_step, train_epoch
 from recsys_ray.training.optimizers import build_optimizer, rate_factor, set_learning_rates
 from recsys_ray.training.sharding import initialise_tables, plan_shards, plan_table, shard
 from recsys_ray.training.world import World
@@ -114,26 +116,41 @@ def test_rate_of_zero_moves_nothing_and_a_rate_moves_tables_and_dense_parts(worl
     assert moved(1) == set()
 
 
-def test_pipelined_steps_train_as_plain_ones(world: World) -> None:
-    """TrainPipelineSparseDist is the GPU's path; here it runs on the CPU, batch by batch the same as the plain loop."""
+def test_pipelined_epochs_train_and_evaluate_as_plain_ones(world: World) -> None:
+    """TrainPipelineSparseDist is the GPU's path; here it runs on the CPU, and gives the plain loop's every bit."""
 
-    def trained(pipelined: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
+    def trained(pipelined: bool) -> tuple[list[float], list[np.ndarray], dict[str, torch.Tensor]]:
         made = task("dcn")
         model = shard(made.module, world, ShardingConfig(), OptimizerConfig(), ROWS)
         initialise_tables(model, 0.0, 1)
         optimizer = build_optimizer(model, OptimizerConfig())
         step = (pipelined_step if pipelined else make_step)(model, optimizer, world)
-        batches = iter([made.to_batch(columns(seed)) for seed in range(6)])
-        losses = []
-        while True:
-            try:
-                losses.append(float(step(batches)[0]))
-            except StopIteration:
-                return losses, {name: _value(tensor) for name, tensor in model.state_dict().items()}
+        meter, loop, evaluated = Meter(), LoopConfig(log_every=1), []
+        for first in (0, 5):
+            batches = [made.to_batch(columns(seed)) for seed in range(first, first + 5)]
+            train_epoch(step, batches, optimizer, meter, world, loop, OptimizerConfig(), lambda point: None)
+            found = predict_split(model, [made.to_batch(columns(99))], world)
+            assert found is not None
+            evaluated.append(found[0])
+        losses = [point["loss"] for point in meter.points]
+        return losses, evaluated, {name: _value(tensor) for name, tensor in model.state_dict().items()}
 
-    (plain_losses, plain), (losses, weights) = trained(False), trained(True)
-    assert len(losses) == 6 and losses == plain_losses
+    (plain_losses, plain_found, plain), (losses, found, weights) = trained(False), trained(True)
+    assert len(losses) == 10 and losses == plain_losses
+    assert np.array_equal(plain_found, found) and not np.array_equal(found[0], found[1])
     assert all(torch.equal(plain[name], weights[name]) for name in plain)
+
+
+def test_training_stops_at_max_steps(world: World) -> None:
+    made = task("dot")
+    model = shard(made.module, world, ShardingConfig(), OptimizerConfig(), ROWS)
+    initialise_tables(model, 0.0, 1)
+    optimizer, meter = build_optimizer(model, OptimizerConfig()), Meter(step=2)
+    batches = [made.to_batch(columns(seed)) for seed in range(5)]
+    for step in (make_step(model, optimizer, world), pipelined_step(model, optimizer, world)):
+        meter.step = 2
+        train_epoch(step, batches, optimizer, meter, world, LoopConfig(max_steps=4), OptimizerConfig(), lambda point: None)
+        assert meter.step == 4
 
 
 def _value(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -36,7 +37,18 @@ def make_step(model: Any, optimizer: CombinedOptimizer, world: World) -> Step:
 
 
 def pipelined_step(model: Any, optimizer: CombinedOptimizer, world: World) -> Step:
-    return TrainPipelineSparseDist(model, optimizer, world.device, execute_all_batches=True).progress
+    pipeline = TrainPipelineSparseDist(model, optimizer, world.device, execute_all_batches=True)
+
+    def step(batches: Iterator[Batch]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        try:
+            return pipeline.progress(batches)
+        except StopIteration:
+            # Evaluation calls the model itself, whose forward the pipeline has replaced; the next epoch attaches it again.
+            pipeline.detach()
+            pipeline.reset()
+            raise
+
+    return step
 
 
 class Waiting:
@@ -83,9 +95,9 @@ def train_epoch(
     report: Report,
 ) -> dict[str, float]:
     """Trains until `batches` end or max_steps is reached; seconds spent in "data" and "step" come back."""
-    waiting = Waiting(batches)
+    waiting = Waiting(islice(batches, loop.max_steps - meter.step) if loop.max_steps else batches)
     began, meter.started, meter.waited = time.perf_counter(), time.perf_counter(), 0.0
-    while not loop.max_steps or meter.step < loop.max_steps:
+    while True:
         set_learning_rates(optimizer, meter.step, rates)
         try:
             loss, _, labels = step(waiting)
