@@ -7,6 +7,7 @@ import warnings
 for _name in ("torchrec", "streaming", "mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|recsys_ray")
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 logging.disable(logging.INFO)
 import fbgemm_gpu  # noqa: E402, F401
 
