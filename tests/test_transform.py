@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recsys_ray.data.profile import _merge_moments, _moments, _value_counts, _vocabulary
+from recsys_ray.data.fit import _compacted, _merge_moments, _moments, _value_counts, _vocabulary
 from recsys_ray.data.transform import rejections, transform
 from recsys_ray.schema import Categorical, Dense, Label, Schema, Timestamp, Weight
 
@@ -64,8 +64,7 @@ def test_vocabulary_order_and_limits():
     def vocabulary(**limits):
         one = Categorical("a", encoding="vocabulary", table="t", **limits)
         counts = _value_counts(batch, {"t": [one, Categorical("b", multi=True, table="t")]})
-        totals = counts.group_by(["table", "value"]).aggregate([("frequency", "sum")])
-        return _vocabulary(totals.rename_columns(["table", "value", "sum(frequency)"]), "t", one).to_pylist()
+        return _vocabulary(_compacted(counts), "t", one).to_pylist()
 
     assert vocabulary() == [7, 8, 9, 10, 5], "most frequent over both columns first; ties by value, as numbers"
     assert vocabulary(min_frequency=2) == [7, 8, 9, 10]

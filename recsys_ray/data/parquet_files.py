@@ -95,5 +95,5 @@ def name_unreadable(files: ParquetFiles) -> str:
                 for _ in pq.ParquetFile(file).iter_batches():
                     pass
         except (pa.ArrowException, OSError) as error:
-            return f"{path} is damaged ({str(error).strip()})"
+            return f"{path} is damaged ({' '.join(str(error).split())})"
     return ""

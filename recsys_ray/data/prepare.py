@@ -27,7 +27,7 @@ from recsys_ray.data.profile import PerRow, Profile, profile_rows
 from recsys_ray.data.sources import ROW_HASH, Source, open_source
 from recsys_ray.data.splits import SPLITS, RowRules, check_split, time_boundaries
 from recsys_ray.data.stages import clear_errors, run_stage
-from recsys_ray.data.transform import Vocabularies, transform
+from recsys_ray.data.transform import NOT_BINARY, Vocabularies, transform
 from recsys_ray.datasets import movielens
 from recsys_ray.schema import Schema
 
@@ -115,7 +115,7 @@ def _existing(out: Path, print_of_inputs: str, overwrite: bool) -> DatasetDirect
 
 def _write_dataset(staging: Path, config: PrepareConfig, schema: Schema, source: Source, print_of_inputs: str) -> None:
     if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
     names = [column.name for column in schema.columns]
     names += [config.split.column] if config.split.by == "column" and config.split.column not in names else []
     rules = RowRules(schema, config.split, config.seed)
@@ -163,14 +163,14 @@ def _write_rejected(source: Source, faults: PerRow, folder: Path) -> None:
 def _check_enough(profile: Profile, config: PrepareConfig) -> None:
     rejected = sum(profile.reasons.values())
     worst = "; ".join(f"{reason} ({count:,} rows)" for reason, count in profile.reasons.most_common(5))
+    hint = ' ("positive_above" makes a label of any number)' if NOT_BINARY in worst else ""
+    remedy = f"{worst}. Correct the data or the schema{hint}"
     if profile.rows == rejected:
-        raise ValueError(
-            f"no rows to keep: {config.parquet} has {profile.rows:,} rows" + (f", all bad: {worst}" if worst else "")
-        )
+        raise ValueError(f"no rows to keep: all {profile.rows:,} rows of {config.parquet} are bad: {remedy}")
     if rejected > config.max_rejected * profile.rows:
         raise ValueError(
-            f"{rejected:,} of {profile.rows:,} rows are bad, more than --max-rejected {config.max_rejected}: {worst}. "
-            "Correct the schema or the data, or raise the limit"
+            f"{rejected:,} of {profile.rows:,} rows of {config.parquet} are bad, more than --max-rejected {config.max_rejected}: "
+            f"{remedy}, or raise the limit to set them aside"
         )
 
 

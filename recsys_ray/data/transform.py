@@ -13,6 +13,7 @@ Vocabularies = dict[str, pa.Array]
 """Table name -> its values, most frequent first; value i selects row i + 1."""
 LARGEST = float(np.finfo(np.float32).max)
 """Numbers beyond it would be infinite as the float32 that is stored."""
+NOT_BINARY = "not 0 or 1"
 
 
 def transform(table: pa.Table, schema: Schema, vocabularies: Vocabularies) -> pa.Table:
@@ -136,7 +137,7 @@ def _faults(column: Column, values: pa.Array) -> list[tuple[str, np.ndarray]]:
     match column:
         case Label():
             raw, labels = as_floats(values), label_values(column, values)
-            return [("missing, but it is the label", np.isnan(raw)), ("not 0 or 1", (labels != 0) & (labels != 1))]
+            return [("missing, but it is the label", np.isnan(raw)), (NOT_BINARY, (labels != 0) & (labels != 1))]
         case Dense():
             return [("infinite, or too large for float32", np.abs(unscaled(column, values)) > LARGEST)]
         case Weight():
