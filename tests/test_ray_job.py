@@ -45,11 +45,13 @@ def token_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
 @pytest.fixture
 def cluster(token_environment: dict[str, str]) -> Iterator[str]:
     """The address of a head's job server. Stopped by signal: `ray stop` would stop every other Ray on this machine too."""
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        port, dashboard = one.getsockname()[1], other.getsockname()[1]
+    with socket.socket() as one, socket.socket() as two, socket.socket() as three:
+        for free in (one, two, three):
+            free.bind(("127.0.0.1", 0))
+        port, dashboard, agent = (free.getsockname()[1] for free in (one, two, three))
     command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--dashboard-port={dashboard}"]
+    # Its default port belongs to this session's own Ray, and without an agent no job can run.
+    command.append(f"--dashboard-agent-listen-port={agent}")
     head = subprocess.Popen(command, env=token_environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{dashboard}"
     try:
@@ -61,12 +63,16 @@ def cluster(token_environment: dict[str, str]) -> Iterator[str]:
 
 
 def _wait_for_jobs_api(address: str, environment: dict[str, str]) -> None:
-    for _ in range(START_SECONDS // 2):
-        listed = subprocess.run([BIN / "ray", "job", "list", "--address", address], env=environment, capture_output=True)
-        if listed.returncode == 0:
+    """The server answers before the agent that runs jobs is there, so only a job that ran tells."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        command = [BIN / "ray", "job", "submit", "--address", address, "--", "true"]
+        tried = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if tried.returncode == 0:
             return
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no job server at {address}: {tried.stderr[-500:]}")
         time.sleep(2)
-    raise TimeoutError(f"no job server at {address}: {listed.stderr.decode()[-500:]}")
 
 
 def submit(address: str, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
