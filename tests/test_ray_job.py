@@ -87,7 +87,7 @@ def test_job_submitted_with_a_token_trains_and_without_one_is_refused(
     done = submit(
         cluster,
         token_environment,
-        f"--data.parquet={dataset.parent / 'raw' / 'interactions'}",
+        f"--data.path={dataset}",
         f"--run-dir={run_dir}",
         "--train.epochs=1",
         "--train.global-batch=1024",
