@@ -1,11 +1,14 @@
-"""Parquet -> dataset directory (schema.json, MDS row blocks by split, rejected rows, summary.json), with Ray Data.
+"""Parquet or a Spark table -> dataset directory (schema.json, MDS row blocks by split, rejected rows, summary.json).
 
     python jobs/prepare_data.py --parquet data/clicks --infer-schema data/clicks/schema.json   # a first schema: read, edit
     python jobs/prepare_data.py --parquet data/clicks --out datasets/clicks --split.by time
 
-Running it again on the same inputs does nothing. On a cluster:
+Running it again on the same inputs does nothing. Ray Data does the work, or with --engine spark Spark: on the active session,
+else on one of its own. On a cluster:
 
     ray job submit --working-dir . -- python jobs/prepare_data.py ...
+    spark-submit jobs/prepare_data.py --engine spark ...
+    python jobs/prepare_data.py --engine spark --parquet table:main.recsys.clicks --schema clicks.json ...         # Databricks
 """
 
 from __future__ import annotations
@@ -15,18 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from ray.exceptions import RayError
 
 from recsys_ray.config import PrepareConfig
 from recsys_ray.data.arrow_types import infer_schema
+from recsys_ray.data.engine import open_engine
 from recsys_ray.data.prepare import prepare
 from recsys_ray.data.sources import open_source
+from recsys_ray.data.stages import EngineFailed
 
 
 @dataclass(frozen=True)
 class PrepareJob(PrepareConfig):
     infer_schema: str = ""
-    """Only write a schema inferred from the Parquet types to this file, to be edited."""
+    """Only write a schema inferred from the types of the columns to this file, to be edited."""
     label: str = ""
     """With --infer-schema: which column is the label."""
 
@@ -42,7 +46,8 @@ def main(job: PrepareJob) -> None:
 
 
 def write_schema(job: PrepareJob) -> None:
-    table = open_source(job).arrow_schema
+    with open_engine(job.engine) as engine:
+        table = open_source(job, engine.open_table).arrow_schema
     schema = infer_schema(table, job.label)
     Path(job.infer_schema).write_text(schema.to_json())
     print(f"wrote {job.infer_schema}: read it, edit it, then run again without --infer-schema")
@@ -53,7 +58,7 @@ def write_schema(job: PrepareJob) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(PrepareJob, description=__doc__))
-    except (ValueError, OSError, RayError) as error:
+    except (ValueError, OSError, EngineFailed) as error:
         sys.exit(f"prepare_data: {error}")
     except KeyboardInterrupt:
         print("prepare_data: interrupted; nothing was written", file=sys.stderr)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recsys_ray.data import prepare as prepare_module
 from recsys_ray.data.prepare import prepare
 from recsys_ray.data.splits import SPLITS
 from recsys_ray.schema import Categorical, Dense, Label, Timestamp
@@ -21,23 +18,6 @@ from tests.preparing import config_for, read_split, write_input
 
 ROWS = 1_000_000
 SCHEMA = (Label("click"), Dense("price"), Categorical("user", num_embeddings=1000), Timestamp("number"))
-
-
-@pytest.fixture
-def one_writer_killed(tmp_path, monkeypatch):
-    """The first write task to finish its shards is killed; Ray runs it again. Yields the file that then exists."""
-    mark, datasink = tmp_path / "killed", prepare_module.MDSDatasink
-
-    class KilledOnce(datasink):
-        def write(self, blocks, ctx):
-            part = super().write(blocks, ctx)
-            if part.rows["train"] and not mark.exists():
-                mark.write_text(part.folder)
-                os.kill(os.getpid(), signal.SIGKILL)
-            return part
-
-    monkeypatch.setattr(prepare_module, "MDSDatasink", KilledOnce)
-    return mark
 
 
 def test_a_million_rows_and_a_killed_writer(ray_session, one_writer_killed, tmp_path):

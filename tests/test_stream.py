@@ -38,19 +38,19 @@ def numbered(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return prepare(PrepareConfig(parquet=str(root / "rows.parquet"), out=out, block_rows=BLOCK_ROWS, split=split)).root
 
 
-def read_epochs(dataset: str, out: str, first_epoch: int, weight: str) -> None:
+def read_epochs(dataset: str, out: str, first_epoch: int, first_step: int, weight: str) -> None:
     """What one worker sees: for each epoch and step its rows and weights."""
     dist.init_process_group("gloo")
     layout = batch_layout(GLOBAL_BATCH, BLOCK_ROWS, dist.get_world_size())
     cache = Path(out) / "cache"
     stream = BlockStream(f"{dataset}/train", cache, layout, seed=7, shuffle=True, config=DataConfig(), weight=weight)
-    stream.start_at(first_epoch)
+    stream.start_at(first_epoch, first_step)
     seen = []
-    for _ in range(first_epoch, EPOCHS):
+    for epoch in range(first_epoch, EPOCHS):
         steps = [
             (columns["row"].clone() - 1, columns[ROW_WEIGHT], columns["lists"], columns["lists.lengths"]) for columns in stream
         ]
-        assert len(steps) == stream.steps
+        assert len(steps) == stream.steps - (first_step if epoch == first_epoch else 0)
         assert all(len(rows) == len(weights) for rows, weights, _, _ in steps)
         seen.append(steps)
     torch.save(seen, Path(out) / f"rank-{dist.get_rank()}.pt")
@@ -58,10 +58,10 @@ def read_epochs(dataset: str, out: str, first_epoch: int, weight: str) -> None:
     dist.destroy_process_group()
 
 
-def epochs_of(dataset: Path, out: Path, workers: int, first_epoch: int = 0, weight: str = "importance") -> list[list[tuple]]:
+def epochs_of(dataset: Path, out: Path, workers: int, first_epoch: int = 0, first_step: int = 0) -> list[list[tuple]]:
     """For each epoch and global step: the rows that count, in order, and their weights."""
     out.mkdir()
-    run_workers(read_epochs, workers, str(dataset), str(out), first_epoch, weight)
+    run_workers(read_epochs, workers, str(dataset), str(out), first_epoch, first_step, "importance")
     ranks = [torch.load(out / f"rank-{rank}.pt") for rank in range(workers)]
     merged = []
     for epoch in zip(*ranks, strict=True):
@@ -103,6 +103,17 @@ def test_epochs_differ_in_order_and_a_later_start_finds_the_same_epoch(by_worker
     assert not np.array_equal(epochs[0][0][0], epochs[1][0][0])
     (resumed,) = epochs_of(numbered, tmp_path / "resumed", 2, first_epoch=EPOCHS - 1)
     assert all(np.array_equal(a[0], b[0]) for a, b in zip(resumed, epochs[-1], strict=True))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_start_within_an_epoch_finds_the_rest_of_it_whoever_read_the_beginning(
+    by_workers: dict, numbered: Path, tmp_path: Path, workers: int
+) -> None:
+    rest, *after = epochs_of(numbered, tmp_path / "rest", workers, first_epoch=1, first_step=9)
+    expected = by_workers[2][1][9:]
+    assert len(rest) == len(expected)
+    assert all(np.array_equal(found[0], wanted[0]) for found, wanted in zip(rest, expected, strict=True))
+    assert all(np.array_equal(a[0], b[0]) for a, b in zip(after[0], by_workers[2][2], strict=True))
 
 
 def test_global_batch_that_is_not_whole_blocks_is_refused() -> None:

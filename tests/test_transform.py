@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recsys_ray.data.fit import _compacted, _merge_moments, _moments, _value_counts, _vocabulary
+from recsys_ray.data.fit import _compacted, _value_counts, _vocabulary
 from recsys_ray.data.transform import rejections, transform
 from recsys_ray.schema import Categorical, Dense, Label, Schema, Timestamp, Weight
 
@@ -133,13 +133,6 @@ def test_dense_scales_and_fills():
     reason = "x: infinite, or too large for float32"
     assert faults(Dense("x"), pa.array([1.0, float("inf"), -float("inf"), 1e300, None])) == [None, *[reason] * 3, None]
     assert faults(Dense("x", scale="log1p"), pa.array([1e300, float("inf")])) == [None, reason]
-
-
-def test_moments_of_large_numbers_close_together():
-    column, values = Dense("x"), np.random.default_rng(0).normal(1.7e9, 0.5, 10_001)
-    parts = [_moments(pa.table({"x": part}), [column]) for part in (values[:1], values[1:400], values[400:])]
-    count, mean, squares = _merge_moments(_merge_moments(parts[0], parts[1]), parts[2])[:, 0]
-    assert (count, mean, np.sqrt(squares / count)) == pytest.approx((10_001, values.mean(), values.std()), rel=1e-9)
 
 
 def test_labels_and_weights():

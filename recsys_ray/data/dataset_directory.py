@@ -70,20 +70,20 @@ def _vocabulary_file(root: Path, table: str) -> Path:
 def staged(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place when the body succeeds and is removed when it does not."""
     staging = out.parent / f".{out.name}.preparing"
-    _remove(staging)
+    remove_folder(staging)
     staging.mkdir(parents=True)
     try:
         yield staging
         _put_in_place(staging, out)
     finally:
-        _remove(staging)
+        remove_folder(staging)
 
 
-def _remove(staging: Path) -> None:
-    """Tasks of an interrupted preparation may still be writing into it for a moment, which makes removal fail half-way."""
+def remove_folder(folder: Path) -> None:
+    """Tasks that were cancelled may still be writing into it for a moment, which makes removal fail half-way."""
     for _ in range(50):
-        shutil.rmtree(staging, ignore_errors=True)
-        if not staging.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
             return
         time.sleep(0.1)
 

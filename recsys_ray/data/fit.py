@@ -1,17 +1,17 @@
-"""What training needs to know of the training rows: means and deviations of standardised columns, and vocabularies. One pass of
-Ray Data, whose batches report partial results that the driver merges: it must hold the distinct values of the vocabularies."""
+"""What training needs to know of the training rows: means and deviations of standardised columns, and vocabularies. Batches of
+rows report partial results, which are merged: the driver must hold the distinct values of the vocabularies."""
 
 from __future__ import annotations
 
 import dataclasses
-from functools import reduce
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
 
-from recsys_ray.data.profile import PerRow, pickled, unpickled
+from recsys_ray.data.exact_sums import Moments, moments_of
+from recsys_ray.data.profile import PerRow
 from recsys_ray.data.transform import Vocabularies, canonical, unscaled
 from recsys_ray.schema import Categorical, Column, Dense, Schema
 
@@ -20,59 +20,66 @@ NO_COUNTS = pa.schema({"table": pa.string(), "value": pa.string(), "frequency": 
 Tables = dict[str, list[Categorical]]
 
 
-def fit(rows: ray.data.Dataset, schema: Schema, faults: PerRow, split_of: PerRow) -> tuple[Schema, Vocabularies]:
-    """The schema completed with means, deviations and vocabulary sizes, and the vocabularies; of good training rows alone."""
-    standard = [column for column in schema.dense if column.scale == "standard"]
-    tables = {name: columns for name, columns in schema.tables.items() if columns[0].encoding == "vocabulary"}
-    if not standard and not tables:
-        return schema, {}
+@dataclass(frozen=True)
+class Measured:
+    """Mergeable facts about a set of training rows."""
 
-    def measure(batch: pa.Table) -> pa.Table:
-        batch = batch.filter(pa.array(faults(batch) == None))  # noqa: E711
-        batch = batch.filter(pa.array(split_of(batch) == 0))
-        return pickled((_moments(batch, standard), _value_counts(batch, tables)))
+    moments: dict[str, Moments] = field(default_factory=dict)
+    counts: pa.Table = field(default_factory=lambda: NO_COUNTS)
+    """Columns table, value (as text) and frequency; a value may be there more than once."""
+    compacted: int = 0
+    """How many rows `counts` had when each value was last there once."""
 
-    moments, counts = [np.zeros((3, len(standard)))], NO_COUNTS
-    for batch_moments, batch_counts in unpickled(rows.map_batches(measure, batch_format="pyarrow", batch_size=None)):
-        moments.append(batch_moments)
-        counts = pa.concat_tables([counts, batch_counts])
-        counts = _compacted(counts) if counts.num_rows > COMPACT_ROWS else counts
-    counts = _compacted(counts)
-    vocabularies = {name: _vocabulary(counts, name, columns[0]) for name, columns in tables.items()}
-    measured = _measured(standard, reduce(_merge_moments, moments))
-    return Schema(tuple(_completed(column, measured, vocabularies) for column in schema.columns)), vocabularies
+    def merge(self, other: Measured) -> Measured:
+        names = self.moments.keys() | other.moments.keys()
+        moments = {name: self.moments.get(name, Moments()) + other.moments.get(name, Moments()) for name in names}
+        counts = pa.concat_tables([self.counts, other.counts])
+        if counts.num_rows <= max(COMPACT_ROWS, 2 * self.compacted):
+            return Measured(moments, counts, self.compacted)
+        counts = _compacted(counts)
+        return Measured(moments, counts, counts.num_rows)
 
 
-def _completed(column: Column, measured: dict[str, Dense], vocabularies: Vocabularies) -> Column:
+def wants_fitting(schema: Schema) -> bool:
+    return bool(_standard(schema) or _tables(schema))
+
+
+def measure(batch: pa.Table, schema: Schema, faults: PerRow, split_of: PerRow) -> Measured:
+    """Of the good training rows in the batch."""
+    batch = batch.filter(pa.array(faults(batch) == None))  # noqa: E711
+    batch = batch.filter(pa.array(split_of(batch) == 0))
+    return Measured(
+        {column.name: _moments(column, batch[column.name]) for column in _standard(schema)}, _value_counts(batch, _tables(schema))
+    )
+
+
+def completed(schema: Schema, measured: Measured) -> tuple[Schema, Vocabularies]:
+    """The schema with means, deviations and vocabulary sizes, and the vocabularies."""
+    counts = _compacted(measured.counts)
+    vocabularies = {name: _vocabulary(counts, name, columns[0]) for name, columns in _tables(schema).items()}
+    columns = tuple(_completed(column, measured.moments, vocabularies) for column in schema.columns)
+    return Schema(columns), vocabularies
+
+
+def _standard(schema: Schema) -> list[Dense]:
+    return [column for column in schema.dense if column.scale == "standard"]
+
+
+def _tables(schema: Schema) -> Tables:
+    return {name: columns for name, columns in schema.tables.items() if columns[0].encoding == "vocabulary"}
+
+
+def _completed(column: Column, found: dict[str, Moments], vocabularies: Vocabularies) -> Column:
     if isinstance(column, Categorical) and column.table_name in vocabularies:
         return dataclasses.replace(column, num_embeddings=max(len(vocabularies[column.table_name]) + 1, 2))
-    return measured.get(column.name, column)
+    if isinstance(column, Dense) and column.name in found:
+        return dataclasses.replace(column, mean=found[column.name].mean, std=found[column.name].std or 1.0)
+    return column
 
 
-def _measured(standard: list[Dense], moments: np.ndarray) -> dict[str, Dense]:
-    count, mean, squares = moments
-    std = np.sqrt(squares / np.maximum(count, 1))
-    std[std <= 1e-9 * np.abs(mean)] = 1.0  # a constant column, but for rounding
-    pairs = zip(standard, mean, std, strict=True)
-    return {column.name: dataclasses.replace(column, mean=float(m), std=float(s)) for column, m, s in pairs}
-
-
-def _moments(batch: pa.Table, columns: list[Dense]) -> np.ndarray:
-    """Per column: count, mean, sum of squared deviations from the mean; shape [3, columns]."""
-    if not columns:
-        return np.zeros((3, 0))
-    values = np.stack([unscaled(column, batch[column.name].combine_chunks()) for column in columns])
-    count = (~np.isnan(values)).sum(1)
-    mean = np.nansum(values, 1) / np.maximum(count, 1)
-    return np.stack([count, mean, np.nansum((values - mean[:, None]) ** 2, 1)])
-
-
-def _merge_moments(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Chan et al. 1979: exact where the mean is large beside the deviation, as in years or Unix times."""
-    total = np.maximum(left[0] + right[0], 1)
-    apart = right[1] - left[1]
-    mean = left[1] + apart * right[0] / total
-    return np.stack([left[0] + right[0], mean, left[2] + right[2] + apart**2 * left[0] * right[0] / total])
+def _moments(column: Dense, values: pa.ChunkedArray) -> Moments:
+    numbers = unscaled(column, values.combine_chunks())
+    return moments_of(numbers[~np.isnan(numbers)])
 
 
 def _value_counts(batch: pa.Table, tables: Tables) -> pa.Table:

@@ -4,6 +4,7 @@
 beside a CPU-only torch from the same source. Nothing here reads images, so empty modules stand in for those three parts.
 """
 
+import itertools
 import sys
 from types import ModuleType
 
@@ -12,6 +13,15 @@ for _part in ("vision", "text", "multimodal"):
 
 from streaming import MDSWriter, StreamingDataset  # noqa: E402
 from streaming.base.partition import get_partitions  # noqa: E402
-from streaming.base.util import clean_stale_shared_memory, merge_index  # noqa: E402
+from streaming.base.shared import prefix as _prefix  # noqa: E402
+from streaming.base.util import merge_index  # noqa: E402
 
-__all__ = ["MDSWriter", "StreamingDataset", "clean_stale_shared_memory", "get_partitions", "merge_index"]
+__all__ = ["MDSWriter", "StreamingDataset", "get_partitions", "merge_index", "separate_shared_memory"]
+
+
+def separate_shared_memory(neighbour: int) -> None:
+    """Where workers of one host count as nodes of their own, each would take the first free names, all at the same moment.
+
+    `neighbour`: how many such workers come before this one.
+    """
+    _prefix._each_prefix_int = lambda: itertools.count(1000 * neighbour)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -20,8 +19,27 @@ class ParquetFiles:
     filesystem: Any
     paths: tuple[str, ...]
     stamps: tuple[str, ...]
-    rows: int
+    row_groups: tuple[tuple[int, ...], ...]
+    """How many rows each row group has, by file."""
     arrow_schema: pa.Schema
+
+    @property
+    def rows(self) -> int:
+        return sum(map(sum, self.row_groups))
+
+    def read(self, columns: list[str]) -> pa.Table:
+        return pq.read_table(list(self.paths), columns=columns, filesystem=self.filesystem, partitioning=None)
+
+    def unreadable(self) -> str:
+        """The first file, if any, with a page that cannot be read, and why. Slow: for when reading has failed."""
+        for path in self.paths:
+            try:
+                with self.filesystem.open(path, "rb") as file:
+                    for _ in pq.ParquetFile(file).iter_batches():
+                        pass
+            except (pa.ArrowException, OSError) as error:
+                return f"{path} is damaged ({' '.join(str(error).split())})"
+        return ""
 
 
 def find_parquet(path: str) -> ParquetFiles:
@@ -45,7 +63,8 @@ def find_parquet(path: str) -> ParquetFiles:
     first = footers[0].schema.to_arrow_schema()
     for name, footer in zip(paths, footers, strict=True):
         _check_same_columns(first, footer.schema.to_arrow_schema(), paths[0], name)
-    return ParquetFiles(filesystem, tuple(paths), stamps, sum(footer.num_rows for footer in footers), first)
+    row_groups = [tuple(footer.row_group(number).num_rows for number in range(footer.num_row_groups)) for footer in footers]
+    return ParquetFiles(filesystem, tuple(paths), stamps, tuple(row_groups), first)
 
 
 def _hidden(path: str, root: str) -> bool:
@@ -79,21 +98,3 @@ def _check_same_columns(first: pa.Schema, other: pa.Schema, first_path: str, pat
         if found != field.type:
             remedy = "write one of them again, with one type (pandas: astype before to_parquet)"
             raise ValueError(f"{path}: column {field.name!r} has type {found}, but {field.type} in {first_path}: {remedy}")
-
-
-def fingerprint(sources: list[ParquetFiles], *settings: str) -> str:
-    """Changes when a source file, the schema or a setting does."""
-    stamps = [stamp for source in sources for stamp in source.stamps]
-    return hashlib.sha256("\n".join([*stamps, *settings]).encode()).hexdigest()[:16]
-
-
-def name_unreadable(files: ParquetFiles) -> str:
-    """The first file, if any, with a page that cannot be read, and why. Slow: for when reading has failed."""
-    for path in files.paths:
-        try:
-            with files.filesystem.open(path, "rb") as file:
-                for _ in pq.ParquetFile(file).iter_batches():
-                    pass
-        except (pa.ArrowException, OSError) as error:
-            return f"{path} is damaged ({' '.join(str(error).split())})"
-    return ""

@@ -1,25 +1,21 @@
-"""What the raw rows hold: one pass for counts, missing rates, cardinalities and faults; then, where the schema asks for them,
-means and vocabularies of the training rows. Every pass is a Ray Data pipeline whose batches report small mergeable results."""
+"""What the raw rows hold: one pass for counts, missing rates, cardinalities and faults. Each batch of rows reports a small
+Profile; merged they are the same in whatever batches the rows came."""
 
 from __future__ import annotations
 
-import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import reduce
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
 
+from recsys_ray.data.time_counts import TimeCounts
 from recsys_ray.data.transform import canonical, seconds, value_hashes
 from recsys_ray.schema import Categorical, Schema
 
 SKETCH_SIZE = 4096
-QUANTILES_PER_BATCH = 1001
 PerRow = Callable[[pa.Table], np.ndarray]
 """Rows -> one value each: why a row is bad (None for a good one), or the index of its split."""
 
@@ -32,7 +28,7 @@ class Profile:
     reasons: Counter[str] = field(default_factory=Counter)
     missing: Counter[str] = field(default_factory=Counter)
     smallest_hashes: dict[str, np.ndarray] = field(default_factory=dict)
-    timestamps: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+    timestamps: TimeCounts = field(default_factory=TimeCounts)
 
     def merge(self, other: Profile) -> Profile:
         names = self.smallest_hashes.keys() | other.smallest_hashes.keys()
@@ -42,8 +38,13 @@ class Profile:
             self.reasons + other.reasons,
             self.missing + other.missing,
             {n: _smallest(np.concatenate([p.smallest_hashes.get(n, none) for p in (self, other)])) for n in names},
-            np.concatenate([self.timestamps, other.timestamps]),
+            self.timestamps.merge(other.timestamps),
         )
+
+    @property
+    def worst_reasons(self) -> dict[str, int]:
+        """Reason -> rows, most frequent first."""
+        return dict(sorted(self.reasons.items(), key=lambda found: (-found[1], found[0])))
 
     def cardinality(self, column: str) -> int:
         """Distinct values: exact below SKETCH_SIZE, else within about 1.6 % (k minimum values, Bar-Yossef et al. 2002)."""
@@ -55,26 +56,16 @@ def _smallest(hashes: np.ndarray) -> np.ndarray:
     return np.unique(hashes)[:SKETCH_SIZE]
 
 
-def profile_rows(rows: ray.data.Dataset, schema: Schema, faults: PerRow) -> Profile:
-    found = rows.map_batches(lambda batch: pickled(profile_batch(batch, schema, faults)), batch_format="pyarrow", batch_size=None)
-    return reduce(Profile.merge, unpickled(found), Profile())
-
-
-def pickled(value: object) -> pa.Table:
-    return pa.table({"result": pa.array([pickle.dumps(value)], pa.large_binary())})
-
-
-def unpickled(results: ray.data.Dataset) -> Iterator[Any]:
-    return (pickle.loads(row["result"]) for row in results.iter_rows())
-
-
 def profile_batch(batch: pa.Table, schema: Schema, faults: PerRow) -> Profile:
     reasons = faults(batch)
     missing = Counter({column.name: _missing(batch[column.name]) for column in schema.columns})
     hashes = {column.name: _value_sketch(column, batch[column.name].combine_chunks()) for column in schema.categorical}
     good = pa.array(reasons == None)  # noqa: E711
-    stamps = batch.filter(good)[schema.timestamp.name].combine_chunks() if schema.timestamp else None
-    return Profile(batch.num_rows, Counter(reason for reason in reasons if reason), missing, hashes, _timestamp_quantiles(stamps))
+    times = TimeCounts()
+    if schema.timestamp:
+        kept = seconds(batch[schema.timestamp.name].filter(good).combine_chunks())
+        times = TimeCounts.of(kept.to_numpy(zero_copy_only=False))
+    return Profile(batch.num_rows, Counter(reason for reason in reasons if reason), missing, hashes, times)
 
 
 def _missing(values: pa.ChunkedArray) -> int:
@@ -86,11 +77,3 @@ def _missing(values: pa.ChunkedArray) -> int:
 def _value_sketch(column: Categorical, values: pa.Array) -> np.ndarray:
     values = canonical(column, values.flatten() if column.multi else values).drop_null()
     return _smallest(value_hashes(values))
-
-
-def _timestamp_quantiles(stamps: pa.Array | None) -> np.ndarray:
-    if stamps is None or len(stamps) == 0:
-        return np.zeros((0, 2))
-    ordered = np.sort(seconds(stamps).to_numpy(zero_copy_only=False))
-    ranks = np.unique(np.linspace(0, len(ordered) - 1, min(len(ordered), QUANTILES_PER_BATCH)).astype(int))
-    return np.stack([ordered[ranks], np.full(len(ranks), len(ordered) / len(ranks))], axis=1)

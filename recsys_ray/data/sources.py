@@ -1,85 +1,123 @@
-"""Interactions with their users and items: one table of joined rows, read by Ray Data as often as wanted."""
+"""Interactions with their users and items: one table of joined rows, which an engine reads as often as wanted."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import ray.data
 
 from recsys_ray.config import PrepareConfig
 from recsys_ray.data.arrow_types import check_key, is_text
-from recsys_ray.data.parquet_files import ParquetFiles, find_parquet
+from recsys_ray.data.parquet_files import find_parquet
 from recsys_ray.data.transform import canonical
 from recsys_ray.schema import Categorical
 
 ROW_HASH = "row_hash"
-"""The column, uint64, that Ray Data adds: from file and position, so a row keeps it in every pass."""
+"""The column, uint64, that the engine adds: a row keeps it in every pass. Of Parquet both engines make the same, from file and
+position; of a Spark table, which has neither, from the row's values."""
+TABLE = "table:"
+"""What stands before the name of a Spark table or view."""
+Share = Callable[[Any], Callable[[], Any]]
+"""Hands a value to all tasks, once; tasks call what it returns."""
+
+
+class Table(Protocol):
+    """One input table, known before its rows are read: ParquetFiles or a SparkTable."""
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def arrow_schema(self) -> pa.Schema: ...
+
+    @property
+    def stamps(self) -> tuple[str, ...]:
+        """Text that changes when the rows do."""
+
+    def read(self, columns: list[str]) -> pa.Table:
+        """All rows, here: for users and items."""
+
+    def unreadable(self) -> str:
+        """Which part cannot be read, and why; empty when all can."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one pass reads: `columns` of `table` with ROW_HASH, then `join`, in the tasks."""
+
+    table: Table
+    columns: list[str]
+    join: Callable[[pa.Table], pa.Table]
 
 
 @dataclass(frozen=True)
 class Source:
-    """All input tables of one preparation; `read` yields the joined rows."""
+    """All input tables of one preparation; an engine reads the joined rows."""
 
-    interactions: ParquetFiles
-    lookups: tuple[tuple[str, ParquetFiles], ...]
+    interactions: Table
+    lookups: tuple[tuple[str, str, Table], ...]
+    """Of users and of items, where given: path, join key and table."""
     arrow_schema: pa.Schema
 
     @property
-    def files(self) -> list[ParquetFiles]:
-        return [self.interactions, *(files for _, files in self.lookups)]
+    def tables(self) -> list[Table]:
+        return [self.interactions, *(table for _, _, table in self.lookups)]
 
-    def read(self, names: list[str]) -> ray.data.Dataset:
-        """Rows with columns `names` and ROW_HASH."""
+    def rows(self, names: list[str], share: Share) -> Rows:
+        """Rows with columns `names` and ROW_HASH. Raises ValueError for a user or item that is there twice."""
         own = self.interactions.arrow_schema.names
-        keys = [key for key, _ in self.lookups]
-        wanted = list(dict.fromkeys([*[name for name in names if name in own], *keys]))
-        tables = [(key, _lookup_table(key, files, names, own)) for key, files in self.lookups]
-        rows = ray.data.read_parquet(
-            list(self.interactions.paths),
-            filesystem=self.interactions.filesystem,
-            columns=wanted,
-            include_row_hash=True,
-            partitioning=None,
-            file_extensions=None,
-        )
-        if not tables:
-            return rows
-        tables_ref = ray.put(tables)
-        return rows.map_batches(lambda batch: _join(batch, ray.get(tables_ref), names), batch_format="pyarrow", batch_size=None)
+        keys = [key for _, key, _ in self.lookups]
+        wanted = list(dict.fromkeys([*(name for name in names if name in own), *keys]))
+        if not self.lookups:
+            return Rows(self.interactions, wanted, _unchanged)
+        tables = [(key, _lookup_table(path, key, table, names, own)) for path, key, table in self.lookups]
+        return Rows(self.interactions, wanted, partial(_join, share(tables), [*names, ROW_HASH]))
 
 
-def open_source(config: PrepareConfig) -> Source:
-    """Raises ValueError for a join key that a table lacks, holds twice, or for a column that two tables have."""
-    interactions = find_parquet(config.parquet)
+def open_source(config: PrepareConfig, open_table: Callable[[str], Table]) -> Source:
+    """`open_table` opens a Spark table by name. Raises FileNotFoundError or ValueError for what is not there, a join key that a
+    table lacks, or a column that two tables have."""
+    interactions = _open(config.parquet, open_table)
     arrow_schema, lookups = interactions.arrow_schema, []
     if ROW_HASH in arrow_schema.names:
         raise ValueError(f"column {ROW_HASH!r} of {config.parquet} has a name that preparation needs: rename it")
     for path, key in ((config.users, config.user_key), (config.items, config.item_key)):
         if not path:
             continue
-        files = find_parquet(path)
-        check_key(key, interactions.arrow_schema, config.parquet, files.arrow_schema, path)
-        for field in files.arrow_schema:
+        table = _open(path, open_table)
+        check_key(key, interactions.arrow_schema, config.parquet, table.arrow_schema, path)
+        for field in table.arrow_schema:
             if field.name == key:
                 continue
             if field.name in arrow_schema.names:
                 raise ValueError(f"column {field.name!r} of {path} is in another table too: rename one")
             arrow_schema = arrow_schema.append(field)
-        lookups.append((key, files))
+        lookups.append((path, key, table))
     return Source(interactions, tuple(lookups), arrow_schema)
 
 
-def _lookup_table(key: str, files: ParquetFiles, names: list[str], own: list[str]) -> pa.Table:
-    columns = [key, *(name for name in names if name in files.arrow_schema.names and name not in own)]
-    table = pq.read_table(list(files.paths), columns=columns, filesystem=files.filesystem, partitioning=None)
+def _open(path: str, open_table: Callable[[str], Table]) -> Table:
+    return open_table(path.removeprefix(TABLE)) if path.startswith(TABLE) else find_parquet(path)
+
+
+def fingerprint(source: Source, *settings: str) -> str:
+    """Changes when a source table, the schema or a setting does."""
+    stamps = [stamp for table in source.tables for stamp in table.stamps]
+    return hashlib.sha256("\n".join([*stamps, *settings]).encode()).hexdigest()[:16]
+
+
+def _lookup_table(path: str, key: str, source: Table, names: list[str], own: list[str]) -> pa.Table:
+    table = source.read([key, *(name for name in names if name in source.arrow_schema.names and name not in own)])
     counts = pc.value_counts(_keys(table[key]).drop_null())
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
         value, count = repeated[0]["values"], repeated[0]["counts"]
-        raise ValueError(f"{files.paths[0]}: {key} {value} is there {count} times: wants one row for each {key}")
+        raise ValueError(f"{path}: {key} {value} is there {count} times: wants one row for each {key}")
     return table
 
 
@@ -88,11 +126,15 @@ def _keys(values: pa.ChunkedArray) -> pa.Array:
     return canonical(Categorical("key", dtype="string" if text else "int"), values.combine_chunks())
 
 
-def _join(batch: pa.Table, tables: list[tuple[str, pa.Table]], names: list[str]) -> pa.Table:
+def _unchanged(batch: pa.Table) -> pa.Table:
+    return batch
+
+
+def _join(tables: Callable[[], list[tuple[str, pa.Table]]], names: list[str], batch: pa.Table) -> pa.Table:
     """Left join by lookup, order kept: a key that the table lacks gives nulls, hence "missing"."""
-    for key, table in tables:
+    for key, table in tables():
         positions = pc.index_in(_keys(batch[key]), value_set=_keys(table[key]), skip_nulls=True)
         for name in table.column_names:
             if name != key:
                 batch = batch.append_column(name, table[name].take(positions))
-    return batch.select([*names, ROW_HASH])
+    return batch.select(names)

@@ -11,6 +11,8 @@ import pyarrow.compute as pc
 
 from recsys_ray.config import SplitConfig
 from recsys_ray.data.arrow_types import is_text
+from recsys_ray.data.sources import ROW_HASH
+from recsys_ray.data.time_counts import TimeCounts
 from recsys_ray.data.transform import rejections, seconds
 from recsys_ray.schema import Schema
 
@@ -32,16 +34,13 @@ def check_split(split: SplitConfig, has_timestamp: bool, table: pa.Schema, origi
         raise ValueError(f"{fractions} must be 0 or more and below 1 together: the rest is for training")
 
 
-def time_boundaries(split: SplitConfig, quantiles: np.ndarray) -> tuple[int, int]:
-    """First timestamp of validation and of test. `quantiles`: shape [n, 2] of timestamp and the rows it stands for."""
-    ordered = quantiles[np.argsort(quantiles[:, 0], kind="stable")]
-    reached = np.cumsum(ordered[:, 1]) / ordered[:, 1].sum()
-    at = [np.searchsorted(reached, 1 - split.validation - split.test), np.searchsorted(reached, 1 - split.test)]
-    moments = [
-        ordered[i, 0] if fraction else AFTER_ALL
-        for i, fraction in zip(at, (split.validation + split.test, split.test), strict=True)
-    ]
-    return int(moments[0]), int(moments[1])
+def time_boundaries(split: SplitConfig, counts: TimeCounts) -> tuple[int, int]:
+    """First timestamp of validation and of test."""
+    later = split.validation + split.test
+    return (
+        counts.reaching(1 - later) if later else AFTER_ALL,
+        counts.reaching(1 - split.test) if split.test else AFTER_ALL,
+    )
 
 
 def assign_split(table: pa.Table, split: SplitConfig, seed: int, timestamp: str, boundaries: tuple[int, int]) -> np.ndarray:
@@ -49,7 +48,7 @@ def assign_split(table: pa.Table, split: SplitConfig, seed: int, timestamp: str,
     match split.by:
         case "random":
             # The seed is mixed in by hashing once more: row_hash itself depends on nothing but file and position.
-            mixed = pd.util.hash_array(table["row_hash"].to_numpy() ^ np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64))
+            mixed = pd.util.hash_array(table[ROW_HASH].to_numpy() ^ np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64))
             place = mixed / 2.0**64
             return (place >= 1 - split.validation - split.test).astype(np.uint8) + (place >= 1 - split.test).astype(np.uint8)
         case "time":
@@ -63,12 +62,18 @@ def assign_split(table: pa.Table, split: SplitConfig, seed: int, timestamp: str,
 
 @dataclass(frozen=True)
 class RowRules:
-    """Which rows are bad and which split a row belongs to; picklable, for Ray Data."""
+    """Which rows are bad and which split a row belongs to; picklable, for the engine's tasks."""
 
     schema: Schema
     split: SplitConfig
     seed: int
     boundaries: tuple[int, int] = (0, 0)
+
+    @property
+    def columns(self) -> list[str]:
+        """What the rules, and the encoding, want to see of a row."""
+        names = [column.name for column in self.schema.columns]
+        return [*names, self.split.column] if self.split.by == "column" and self.split.column not in names else names
 
     def faults(self, batch: pa.Table) -> np.ndarray:
         reasons = rejections(batch, self.schema)

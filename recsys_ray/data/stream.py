@@ -7,10 +7,6 @@ an epoch; their rows get weight 0, so that no row counts twice while every worke
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +21,7 @@ from torch.utils.data import DataLoader
 from recsys_ray.config import DataConfig
 from recsys_ray.data.blocks import LENGTHS, Block
 from recsys_ray.data.mosaic import StreamingDataset, get_partitions
+from recsys_ray.data.shard_cache import note_segments
 
 ROW_WEIGHT = "__row_weight__"
 """float32 [rows]: the weight column, or 1; 0 for rows that count nothing: padding, and blocks the epoch has held before."""
@@ -76,6 +73,7 @@ class BlockStream:
             predownload=max(config.predownload, layout.blocks),
             partition_algo=PARTITION,
         )
+        note_segments(cache.parent, self._dataset._shm_prefix_int)
         workers = config.loader_workers if config.loader_workers is not None else 2 * torch.cuda.is_available()
         self._loader = DataLoader(
             self._dataset,
@@ -85,23 +83,33 @@ class BlockStream:
             persistent_workers=workers > 0,
             multiprocessing_context="forkserver" if workers else None,
         )
-        self._layout, self._weight = layout, weight
-        self._first_time = _first_time(self._dataset, config.num_canonical_nodes, layout.blocks)
+        self._layout, self._weight, self._canonical_nodes = layout, weight, config.num_canonical_nodes
+        self._first_time = _first_time(self._dataset, config.num_canonical_nodes, layout.blocks, 0)
+        self._rest_of_epoch: torch.Tensor | None = None
 
     @property
     def steps(self) -> int:
         """Batches in an epoch, equal on every worker."""
         return -(-len(self._first_time) // self._layout.blocks)
 
-    def start_at(self, epoch: int) -> None:
-        """The next iteration is that of `epoch`, counted from 0. Every worker calls it."""
-        self._dataset.next_epoch = epoch
+    def start_at(self, epoch: int, steps: int) -> None:
+        """The next iteration is the rest of `epoch`, counted from 0, after its first `steps` global batches, however many workers
+        read those. Every worker calls it."""
+        dataset, world = self._dataset, self._dataset._unique_rank_world
+        dataset.next_epoch = epoch
+        if steps:
+            done = steps * self._layout.blocks * world.num_ranks
+            place = {"epoch": epoch, "sample_in_epoch": done, "num_canonical_nodes": self._canonical_nodes}
+            dataset.load_state_dict({**place, "shuffle_seed": dataset.shuffle_seed, "initial_physical_nodes": world.num_nodes})
+            self._rest_of_epoch = _first_time(dataset, self._canonical_nodes, self._layout.blocks, done)
         dist.barrier()
 
     def __iter__(self) -> Iterator[Columns]:
         blocks, block_rows = self._layout.blocks, self._layout.block_rows
+        first_time = self._first_time if self._rest_of_epoch is None else self._rest_of_epoch
+        self._rest_of_epoch = None
         for step, columns in enumerate(self._loader):
-            first = self._first_time[step * blocks : (step + 1) * blocks].repeat_interleave(block_rows)
+            first = first_time[step * blocks : (step + 1) * blocks].repeat_interleave(block_rows)
             weight = columns[ROW_WEIGHT] * first
             yield {**columns, ROW_WEIGHT: weight * columns.pop(self._weight) if self._weight else weight}
 
@@ -123,24 +131,18 @@ def _pad(block: Block, block_rows: int) -> Block:
     return {**short, ROW_WEIGHT: present}
 
 
-def _first_time(dataset: StreamingDataset, canonical_nodes: int, blocks: int) -> torch.Tensor:
-    """float32, one entry per block that this worker reads in an epoch: 1 where the epoch holds it for the first time, else 0."""
+def _first_time(dataset: StreamingDataset, canonical_nodes: int, blocks: int, done: int) -> torch.Tensor:
+    """float32, one entry per block that this worker reads in an epoch after its first `done` blocks: 1 where the epoch holds it
+    for the first time, else 0."""
     world: Any = dataset._unique_rank_world
-    partition = get_partitions(PARTITION, dataset.epoch_size, canonical_nodes, world.num_nodes, world.ranks_per_node, 1, blocks)
-    ranks = partition.reshape(world.num_nodes * world.ranks_per_node, -1)
+    shape = (world.num_nodes, world.ranks_per_node, 1, blocks)
+    ranks = get_partitions(PARTITION, dataset.epoch_size, canonical_nodes, *shape, done).reshape(world.num_ranks, -1)
     in_time_order = ranks.T.flatten()
     first = np.zeros(len(in_time_order), np.float32)
     first[np.unique(in_time_order, return_index=True)[1]] = 1
+    if done:
+        whole = get_partitions(PARTITION, dataset.epoch_size, canonical_nodes, world.num_nodes, 1, 1, 1)
+        before = whole.reshape(world.num_nodes, -1).T.flatten()[:done]
+        first[np.isin(in_time_order, before)] = 0
     mine = first.reshape(-1, len(ranks))[:, world.rank]
     return torch.from_numpy(mine[ranks[world.rank] != -1])
-
-
-def cache_directory(config: DataConfig, run_dir: str, attempt: str, node: int) -> Path:
-    """A folder of this node for this attempt: two runs on one host, or two "nodes" of one host, must not share one."""
-    root = Path(config.cache or tempfile.gettempdir()) / f"recsys_ray-{os.getuid()}"
-    run = hashlib.sha256(run_dir.encode()).hexdigest()[:8]
-    return root / f"{run}-{attempt}" / f"node-{node}"
-
-
-def remove_cache(cache: Path) -> None:
-    shutil.rmtree(cache.parent, ignore_errors=True)

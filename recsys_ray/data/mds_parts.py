@@ -1,0 +1,104 @@
+"""Rows -> MDS row blocks, in parts that tasks write in parallel, with each row in exactly one block.
+
+Every attempt of a write task writes into a folder of its own, and only the folders of attempts that succeeded are kept, so a
+retried task leaves no duplicate. The rows that do not fill a block travel back with the task's result, and the driver packs
+them: every block of a split is full but its last. `index.json` of each split is merged and written last.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys_ray.data.blocks import to_block
+from recsys_ray.data.dataset_directory import remove_folder
+from recsys_ray.data.mosaic import MDSWriter, merge_index
+from recsys_ray.data.splits import SPLITS
+
+SPLIT_COLUMN = "__split__"
+COMPRESSION = "zstd:3"
+SHARD_BYTES = 1 << 26
+MIN_ROWS_PER_PART = 1 << 16
+
+
+@dataclass
+class PartWritten:
+    """What one write task reports: its folder, rows by split, and the rows too few to fill a block."""
+
+    folder: str
+    rows: dict[str, int] = field(default_factory=dict)
+    leftover: dict[str, pa.Table] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PartWriter:
+    """Writes encoded rows with a SPLIT_COLUMN into `root`/train, validation and test, as blocks with the MDS `columns`."""
+
+    root: Path
+    columns: dict[str, str]
+    block_rows: int
+
+    def start(self) -> None:
+        """On the driver, before any task writes."""
+        for split in SPLITS:
+            (self.root / split).mkdir()
+
+    def write(self, table: pa.Table, number: int) -> PartWritten:
+        """In a task, which may be one of several attempts: the rows of part `number`, shuffled."""
+        part = PartWritten(f"part-{number:05d}-{uuid.uuid4().hex[:8]}")
+        for index, split in enumerate(SPLITS):
+            rows = table.filter(pc.equal(table[SPLIT_COLUMN], index)).drop_columns([SPLIT_COLUMN])
+            whole = rows.num_rows - rows.num_rows % self.block_rows
+            if whole:
+                self._write_blocks(self.root / split / part.folder, rows.slice(0, whole))
+            # A slice would take all rows along when it is sent to the driver.
+            part.rows[split], part.leftover[split] = whole, rows.take(np.arange(whole, rows.num_rows))
+        return part
+
+    def commit(self, parts: list[PartWritten]) -> dict[str, int]:
+        """On the driver, with one report for each part. Returns the rows of each split."""
+        parts, rows = sorted(parts, key=lambda part: part.folder), {}
+        for split in SPLITS:
+            folders = [part.folder for part in parts if part.rows[split]]
+            leftover = pa.concat_tables([part.leftover[split] for part in parts])
+            rows[split] = sum(part.rows[split] for part in parts) + leftover.num_rows
+            if leftover.num_rows:
+                order = np.random.default_rng(0).permutation(leftover.num_rows)
+                self._write_blocks(self.root / split / "part-leftover", leftover.take(order))
+                folders.append("part-leftover")
+            _commit_split(self.root / split, folders)
+        return rows
+
+    def _write_blocks(self, folder: Path, rows: pa.Table) -> None:
+        # Not with its parents: a task that outlives an interrupted preparation must not bring back the folder it removed.
+        try:
+            folder.mkdir()
+        except FileNotFoundError as error:
+            where = f"{self.root} is not there on {socket.gethostname()}"
+            raise FileNotFoundError(f"{where}: --out must be on a file system that all nodes share") from error
+        rows = rows.combine_chunks()
+        with MDSWriter(
+            out=str(folder), columns=self.columns, compression=COMPRESSION, hashes=["xxh64"], size_limit=SHARD_BYTES
+        ) as writer:
+            for start in range(0, rows.num_rows, self.block_rows):
+                writer.write(to_block(rows.slice(start, self.block_rows)))
+
+
+def _commit_split(root: Path, folders: list[str]) -> None:
+    for stray in root.glob("part-*"):
+        if stray.name not in folders:
+            remove_folder(stray)
+    if not folders:
+        remove_folder(root)
+    else:
+        # merge_index warns of the temporary folder it uses and of the target folder being there, as it must be.
+        logging.disable(logging.WARNING)
+        merge_index([str(root / folder / "index.json") for folder in folders], str(root))
+        logging.disable(logging.NOTSET)

@@ -1,0 +1,64 @@
+"""The passes over the rows of one preparation. Each is a pure function of Arrow tables, run by the engine in its tasks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+
+from recsys_ray.data.engine import Engine
+from recsys_ray.data.fit import Measured, completed, measure, wants_fitting
+from recsys_ray.data.mds_parts import SPLIT_COLUMN, PartWriter
+from recsys_ray.data.profile import Profile, profile_batch
+from recsys_ray.data.sources import ROW_HASH, Rows, Source
+from recsys_ray.data.splits import RowRules
+from recsys_ray.data.transform import Vocabularies, transform
+from recsys_ray.schema import Schema
+
+
+@dataclass(frozen=True)
+class Passes:
+    engine: Engine
+    source: Source
+    rules: RowRules
+
+    def profile(self) -> Profile:
+        profile = partial(profile_batch, schema=self.rules.schema, faults=self.rules.faults)
+        return self.engine.reduce(self._rows(), profile, Profile.merge)
+
+    def fit(self) -> tuple[Schema, Vocabularies]:
+        """Of good training rows alone. No pass where the schema asks for nothing that must be measured."""
+        if not wants_fitting(self.rules.schema):
+            return self.rules.schema, {}
+        fit = partial(measure, schema=self.rules.schema, faults=self.rules.faults, split_of=self.rules.splits)
+        return completed(self.rules.schema, self.engine.reduce(self._rows(), fit, Measured.merge))
+
+    def write_blocks(self, fitted: Schema, vocabularies: Vocabularies, writer: PartWriter) -> dict[str, int]:
+        """Returns the rows of each split."""
+        rules, known = self.rules, self.engine.share(vocabularies)
+
+        def encode(batch: pa.Table) -> pa.Table:
+            batch = batch.filter(pa.array(rules.faults(batch) == None))  # noqa: E711
+            encoded = transform(batch, fitted, known())
+            encoded = encoded.append_column(SPLIT_COLUMN, pa.array(rules.splits(batch), pa.uint8()))
+            return encoded.append_column(ROW_HASH, batch[ROW_HASH])
+
+        writer.start()
+        return writer.commit(self.engine.write_parts(self._rows(), encode, writer, rules.seed))
+
+    def set_bad_rows_aside(self, folder: Path) -> None:
+        faults = self.rules.faults
+
+        def keep_bad(batch: pa.Table) -> pa.Table:
+            reasons = faults(batch)
+            bad = reasons != None  # noqa: E711
+            kept = batch.filter(pa.array(bad)).drop_columns([ROW_HASH])
+            return kept.append_column("reason", pa.array(reasons[bad].tolist(), pa.string()))
+
+        rows = self.source.rows(self.source.arrow_schema.names, self.engine.share)
+        self.engine.write_parquet(rows, keep_bad, folder)
+
+    def _rows(self) -> Rows:
+        return self.source.rows(self.rules.columns, self.engine.share)

@@ -1,0 +1,36 @@
+"""Spark jobs that end with their caller: for preparation and for training on Spark, the only modules that import it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
+
+from pyspark import inheritable_thread_target
+from pyspark.sql import SparkSession
+
+T = TypeVar("T")
+
+
+def run_in_group(spark: SparkSession, description: str, work: Callable[[], T]) -> T:
+    """What `work` returns after its Spark jobs. Also after Ctrl-C none of them is left behind.
+
+    They run in a thread of their own: a call to Java that Ctrl-C interrupts leaves that thread's connection unusable, and with it
+    no job could be cancelled.
+    """
+    context, group = spark.sparkContext, f"recsys_ray-{uuid.uuid4().hex}"
+
+    @inheritable_thread_target(spark)
+    def grouped() -> T:
+        context.setJobGroup(group, description, interruptOnCancel=True)
+        return work()
+
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(grouped)
+        try:
+            return job.result()
+        finally:
+            while not job.done():
+                context.cancelJobGroup(group)
+                wait([job], timeout=0.2)

@@ -1,0 +1,118 @@
+"""What preparation on Spark says of bad input and of a Spark that is not there; Ctrl-C; and a cluster of other processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from recsys_ray.data.prepare import prepare
+from tests.preparing import clicks, config_for, read_split, write_input
+
+JOB = Path(__file__).parent.parent / "jobs" / "prepare_data.py"
+NO_RAY = f"import runpy, sys; runpy.run_path({str(JOB)!r}, run_name='__main__'); assert 'ray' not in sys.modules"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_damaged_pages(spark_session, tmp_path):
+    source = write_input(tmp_path / "in", files=2)
+    data = bytearray((source / "1.parquet").read_bytes())
+    data[4:60] = b"\xff" * 56
+    (source / "1.parquet").write_bytes(data)
+    with pytest.raises(ValueError, match=r"in/1.parquet is damaged \(.*\): write it again or leave it out"):
+        prepare(config_for(source, engine="spark"))
+    assert names(tmp_path) == ["in"]
+
+
+def test_too_many_bad_rows(spark_session, tmp_path):
+    source = write_input(tmp_path / "in", clicks(300) | {"click": [0, 1, 2] * 100})
+    with pytest.raises(ValueError, match=r"100 of 300 rows of .* are bad, more than --max-rejected 0.1: click: not 0"):
+        prepare(config_for(source, engine="spark"))
+    assert names(tmp_path) == ["in"]
+
+
+def test_tables_that_cannot_be_read(spark_session, tmp_path):
+    source = write_input(tmp_path / "in")
+    config = config_for(source, engine="spark", parquet="table:nothing", schema=str(source / "schema.json"))
+    with pytest.raises(
+        ValueError, match=r"table:nothing is no table or view of this Spark session \(\[TABLE_OR_VIEW_NOT_FOUND\]"
+    ):
+        prepare(config)
+    with pytest.raises(ValueError, match="table:nothing is a table of Spark's: add --engine spark"):
+        prepare(dataclasses.replace(config, engine="ray"))
+    with pytest.raises(FileNotFoundError, match=r"no schema.json beside table:nothing: name one with --schema"):
+        prepare(dataclasses.replace(config, schema=""))
+    spark_session.read.parquet(str(source / "0.parquet")).createOrReplaceTempView("clicks")
+    with pytest.raises(ValueError, match=r"column 'city' of the schema is not in table:parts, which has: click"):
+        spark_session.table("clicks").drop("city").createOrReplaceTempView("parts")
+        prepare(dataclasses.replace(config, parquet="table:parts"))
+    with pytest.raises(ValueError, match=r"no rows: table:none has columns but is empty"):
+        spark_session.table("clicks").limit(0).createOrReplaceTempView("none")
+        prepare(dataclasses.replace(config, parquet="table:none"))
+    spark_session.sql("SELECT *, make_interval(1) AS year FROM clicks").createOrReplaceTempView("strange")
+    with pytest.raises(ValueError, match=r"table:strange has a column that cannot be read: .*CalendarInterval"):
+        prepare(dataclasses.replace(config, parquet="table:strange"))
+    spark_session.sql("SELECT *, assert_true(user < 50) AS checked FROM clicks").createOrReplaceTempView("failing")
+    with pytest.raises(RuntimeError, match=r"^Spark: \[USER_RAISED_EXCEPTION\]"):
+        prepare(dataclasses.replace(config, parquet="table:failing"))
+    assert names(tmp_path) == ["in"]
+
+
+def test_no_pyspark_and_no_java(spark_session, tmp_path, monkeypatch):
+    config = config_for(write_input(tmp_path / "in"), engine="spark")
+    monkeypatch.setattr("recsys_ray.data.spark_session._active", lambda: None)
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"found no Java\. Spark wants Java 17: install it"):
+        patch.delenv("JAVA_HOME", raising=False)
+        patch.setenv("PATH", "/nowhere")
+        prepare(config)
+    for name in [name for name in sys.modules if name.startswith(("pyspark", "recsys_ray.data.spark_"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pyspark", None)
+    with pytest.raises(ValueError, match=r"--engine spark wants pyspark: pip install 'recsys-ray\[spark\]'"):
+        prepare(config)
+    assert names(tmp_path) == ["in"]
+
+
+@pytest.fixture
+def no_session() -> None:
+    if not shutil.which("java"):
+        pytest.skip("Spark needs Java 17, and there is no `java` here")
+
+
+def test_on_executors_in_processes_of_their_own(no_session, tmp_path, monkeypatch):
+    """As on a cluster, by what spark-submit would bring; without importing Ray."""
+    loopback = "--conf spark.driver.bindAddress=127.0.0.1 --conf spark.driver.host=127.0.0.1 --conf spark.ui.enabled=false"
+    monkeypatch.setenv("PYSPARK_SUBMIT_ARGS", f"--master local-cluster[1,1,1024] {loopback} pyspark-shell")
+    source = write_input(tmp_path / "in", clicks(500), files=2)
+    command = [sys.executable, "-c", NO_RAY, "--engine", "spark", "--parquet", source, "--out", tmp_path / "dataset"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert "dataset: 500 rows in -> {'train': " in done.stdout and names(tmp_path) == ["dataset", "in"]
+    assert sum(len(read_split(tmp_path / "dataset", split)[0]) for split in ("train", "validation", "test")) == 500
+
+
+def test_an_interrupt_half_way(no_session, tmp_path):
+    table = pa.concat_tables([pa.table(clicks(1_000) | {"tags": [[1, 2]] * 1_000})] * 200)
+    source = write_input(tmp_path / "in", table, files=4)
+    command = [sys.executable, str(JOB), "--engine", "spark", "--parquet", str(source), "--out", str(tmp_path / "dataset")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, **pipes, start_new_session=True)
+    assert process.stdout is not None
+    while process.stdout.readline().strip() != "prepare: writing ...":
+        assert process.poll() is None, "it ended before it could be interrupted"
+    while not list((tmp_path / ".dataset.preparing").glob("train/part-*")):
+        assert process.poll() is None, "it ended before it could be interrupted"
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to Java and the Python workers too
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (130, "prepare_data: interrupted; nothing was written\n")
+    assert names(tmp_path) == ["in"]
