@@ -3,6 +3,7 @@
     python jobs/train_dlrm.py                                    # MovieLens 1M: fetched, prepared, trained
     python jobs/train_dlrm.py --data.path datasets/clicks        # a directory written by jobs/prepare_data.py
     python jobs/train_dlrm.py --data.parquet data/clicks         # raw Parquet with a schema.json beside it
+    python jobs/train_dlrm.py --launch.engine local --launch.workers 2      # no cluster; or --launch.engine spark
     ray job submit --working-dir . -- python jobs/train_dlrm.py --data.path /shared/clicks --launch.workers 8
 
 Every knob is in recsys_ray/config.py and `--help`. Running again with the same --run-dir goes on where the run stopped.
@@ -15,12 +16,12 @@ import json
 import sys
 from pathlib import Path
 
-import ray
 import tyro
 
 from recsys_ray.config import DLRMConfig, LaunchConfig, LoopConfig, OptimizerConfig, TrainConfig
 from recsys_ray.data.prepare import dataset_for
 from recsys_ray.launch.launcher import launcher
+from recsys_ray.launch.worker import WorkerFailed
 from recsys_ray.training.tracking import tracking_uri
 from recsys_ray.training.train import train
 
@@ -35,10 +36,10 @@ CONFIG = TrainConfig(
 
 def main(config: TrainConfig) -> None:
     config = dataclasses.replace(config, run_dir=str(Path(config.run_dir).absolute()))
-    ray.init(ignore_reinit_error=True)
-    path = dataset_for(config.data, config.run_dir)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(Path(path).absolute())))
-    launcher(config.launch.engine).run(train, config)
+    with launcher(config.launch) as engine:
+        path = dataset_for(config.data, config.run_dir, "spark" if config.launch.engine == "spark" else "ray")
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(Path(path).absolute())))
+        engine.run(train, config)
     outcome = json.loads(Path(config.run_dir, "outcome.json").read_text())
     print(
         f"test AUC {outcome.get('test_auc', float('nan')):.4f}   test NE {outcome.get('test_ne', float('nan')):.4f}   "
@@ -51,5 +52,8 @@ def main(config: TrainConfig) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(TrainConfig, default=CONFIG, description=__doc__))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, WorkerFailed) as error:
         sys.exit(f"train_dlrm: {error}")
+    except KeyboardInterrupt:
+        print("train_dlrm: interrupted; run it again to go on after the last checkpoint", file=sys.stderr)
+        sys.exit(130)

@@ -27,8 +27,10 @@ class SplitConfig:
 class PrepareConfig:
     """From Parquet to a dataset directory."""
 
+    engine: Literal["ray", "spark"] = "ray"
+    """What reads, shuffles and writes: Ray Data, or Spark. Both write the same dataset directory."""
     parquet: str = ""
-    """Interactions: a Parquet file, folder, glob or object-store URL."""
+    """Interactions: a Parquet file, folder, glob or object-store URL; on Spark also `table:catalog.schema.name` (or a view)."""
     users: str = ""
     """Optional Parquet of user columns, one row a user, joined on `user_key`. Must fit in a worker's memory, like `items`."""
     items: str = ""
@@ -110,6 +112,8 @@ class LoopConfig:
     """Rows in a step over all workers; a multiple of block_rows * workers."""
     max_steps: int = 0
     """Stop after this many steps; 0: no limit."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints within an epoch; 0: at the end of each epoch alone."""
     log_every: int = 50
     """Steps between progress lines and MLflow points."""
     patience: int = 2
@@ -141,14 +145,49 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
+class RayConfig:
+    resources: dict[str, float] = field(default_factory=dict)
+    """Custom resources that each worker needs besides CPUs and GPUs, such as `accelerator_type:A10G 0.001`."""
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """How Ray places the workers on nodes."""
+    runtime_env: str = ""
+    """A YAML file with a Ray runtime environment for the workers."""
+    wait_seconds: float = 900.0
+    """How long to wait for an autoscaling cluster to provide the nodes asked for."""
+    resize_seconds: float = 60.0
+    """How often an elastic run looks whether it could have more workers."""
+    on_spark: Literal["auto", "always", "never"] = "auto"
+    """Start Ray on the nodes of a Spark cluster, and stop it afterwards; auto: on Databricks."""
+    spark_nodes: tuple[int, int] = (1, 4)
+    """Ray worker nodes on Spark: the autoscaler keeps between the first and the second."""
+    spark_cpus_per_node: int | None = None
+    """CPUs of such a node; None: those of a Spark worker."""
+    spark_gpus_per_node: int | None = None
+    """GPUs of such a node; None: those of a Spark worker, as its configuration says."""
+
+
+@dataclass(frozen=True)
+class SparkConfig:
+    mode: Literal["auto", "driver", "cluster"] = "auto"
+    """driver: workers on the driver's machine. cluster: one Spark task each. auto: driver for a local master, else cluster."""
+    master: str = ""
+    """Of the session to make where none is active, such as spark://host:7077; empty: this machine."""
+
+
+@dataclass(frozen=True)
 class LaunchConfig:
-    engine: Literal["ray"] = "ray"
+    engine: Literal["ray", "spark", "local"] = "ray"
+    """ray: Ray Train. spark: TorchDistributor. local: torch elastic on this machine, no cluster."""
     workers: int = 1
+    min_workers: int | None = None
+    """Ray only: elastic, start with as few as these and go up to `workers` as nodes join; None: exactly `workers`."""
     cpus_per_worker: float = 1.0
     gpus_per_worker: float | None = None
     """None: one where the cluster has GPUs, none elsewhere."""
     max_failures: int = 0
     """Times that failed workers are started again; training then goes on from the last checkpoint."""
+    ray: RayConfig = field(default_factory=RayConfig)
+    spark: SparkConfig = field(default_factory=SparkConfig)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.processes import free_ports
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -45,10 +46,7 @@ def token_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
 @pytest.fixture
 def cluster(token_environment: dict[str, str]) -> Iterator[str]:
     """The address of a head's job server. Stopped by signal: `ray stop` would stop every other Ray on this machine too."""
-    with socket.socket() as one, socket.socket() as two, socket.socket() as three:
-        for free in (one, two, three):
-            free.bind(("127.0.0.1", 0))
-        port, dashboard, agent = (free.getsockname()[1] for free in (one, two, three))
+    port, dashboard, agent = free_ports(3)
     command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={port}", f"--dashboard-port={dashboard}"]
     # Its default port belongs to this session's own Ray, and without an agent no job can run.
     command.append(f"--dashboard-agent-listen-port={agent}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,35 @@ def test_interrupted_run_goes_on_to_the_same_weights_bit_by_bit(dataset: Path, t
     expected, found = weights(two_workers), weights(tmp_path / "resumed")
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def stop_within_an_epoch(config: TrainConfig) -> None:
+    """Ends as a lost worker would, after some steps that no checkpoint holds."""
+    from recsys_ray.training import train as training
+
+    def fail(epoch: int, epochs: int, steps: int, point: dict[str, float]) -> str:
+        if point["step"] == 30:
+            raise RuntimeError("stopped")
+        return str(point)
+
+    training._line = fail
+    train(config)
+
+
+def test_run_stopped_within_an_epoch_goes_on_there(dataset: Path, tmp_path: Path) -> None:
+    """Bit by bit as if nothing had happened on as many workers; the same curve on another number of them."""
+    wanted = config(dataset, tmp_path / "whole", checkpoint_every=20)
+    run_workers(train, 2, wanted)
+    with pytest.raises(torch.multiprocessing.ProcessRaisedException):
+        run_workers(stop_within_an_epoch, 2, config(dataset, tmp_path / "two", checkpoint_every=20))
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
+    assert [folder.name for folder in (tmp_path / "two" / "checkpoints").iterdir()] == ["step_20"]
+    for workers, name in ((2, "two"), (1, "one")):
+        run_workers(train, workers, config(dataset, tmp_path / name, checkpoint_every=20))
+    assert np.array_equal(losses(tmp_path / "two"), losses(tmp_path / "whole"))
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "two")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
 
 
 def test_every_figure_of_the_outcome_is_there(two_workers: Path) -> None:

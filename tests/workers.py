@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from typing import Any
 
 import torch.multiprocessing as multiprocessing
 
+from tests.processes import free_ports
+
 
 def run_workers(work: Callable[..., None], workers: int, *args: Any) -> None:
     """Calls work(*args) in `workers` processes that find RANK, WORLD_SIZE, ... set; any failure is raised here."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     multiprocessing.start_processes(_worker, (work, workers, port, args), nprocs=workers, start_method="spawn")
 
 

@@ -1,14 +1,26 @@
-"""The one promise for every engine, and the table of engines. An adapter is imported only when its engine is asked for."""
+"""The one promise for every engine, and the table of engines. An adapter is imported only when its engine is asked for.
+
+A fourth engine is one new file with `launcher(config)`, a context manager that yields a Launcher; its name goes into ENGINES and
+LaunchConfig.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
 from typing import Protocol
 
-from recsys_ray.config import TrainConfig
+from recsys_ray.config import LaunchConfig, TrainConfig
 
-ENGINES = {"ray": "recsys_ray.launch.ray_launcher:RayLauncher"}
+ENGINES = {
+    "ray": "recsys_ray.launch.ray_launcher",
+    "spark": "recsys_ray.launch.spark_launcher",
+    "local": "recsys_ray.launch.local_launcher",
+}
 
 
 class Launcher(Protocol):
@@ -18,6 +30,30 @@ class Launcher(Protocol):
     def run(self, train: Callable[[TrainConfig], None], config: TrainConfig) -> None: ...
 
 
-def launcher(engine: str) -> Launcher:
-    module, name = ENGINES[engine].split(":")
-    return getattr(import_module(module), name)()
+@contextmanager
+def launcher(config: LaunchConfig) -> Iterator[Launcher]:
+    """Connected to the engine's cluster, or to one that it starts here and stops at the end, also after Ctrl-C or SIGTERM.
+
+    Raises ValueError for an engine that is not in the table.
+    """
+    if config.engine not in ENGINES:
+        raise ValueError(f"--launch.engine {config.engine} is not one of {', '.join(ENGINES)}")
+    with _sigterm_as_interrupt(), import_module(ENGINES[config.engine]).launcher(config) as engine:
+        yield engine
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM, the way clusters stop a job, would end this process before it could tell its workers to stop."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(f"signal {number}")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

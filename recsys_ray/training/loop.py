@@ -93,6 +93,7 @@ def train_epoch(
     loop: LoopConfig,
     rates: OptimizerConfig,
     report: Report,
+    checkpoint: Callable[[], None],
 ) -> dict[str, float]:
     """Trains until `batches` end or max_steps is reached; seconds spent in "data" and "step" come back."""
     waiting = Waiting(islice(batches, loop.max_steps - meter.step) if loop.max_steps else batches)
@@ -106,8 +107,14 @@ def train_epoch(
         meter.step += 1
         meter.rows += labels.numel()
         meter.losses.append(loss)
-        if meter.step % loop.log_every == 0:
+        save = bool(loop.checkpoint_every) and meter.step % loop.checkpoint_every == 0
+        if save or meter.step % loop.log_every == 0:
             _report(meter, waiting, world, rates, report)
+        if save:
+            saving = time.perf_counter()
+            checkpoint()
+            paused = time.perf_counter() - saving
+            began, meter.started = began + paused, meter.started + paused
     if meter.losses:
         _report(meter, waiting, world, rates, report)
     total = time.perf_counter() - began

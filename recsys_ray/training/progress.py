@@ -22,6 +22,8 @@ class Progress:
 
     epoch: int = 0
     step: int = 0
+    steps_in_epoch: int = 0
+    """Of the epoch that is under way: 0 between epochs."""
     best: str = ""
     best_ne: float = float("inf")
     worse_epochs: int = 0
@@ -36,7 +38,7 @@ class Progress:
 
 
 def save(root: Path, model: Any, optimizer: CombinedOptimizer, progress: Progress) -> None:
-    """Commits a checkpoint of this epoch's end, then drops all but it and the best one."""
+    """Commits a checkpoint, then drops all but it and the best one."""
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     folder = checkpoint.save(root, progress.step, state, dataclasses.asdict(progress))
     if dist.get_rank() == 0:

@@ -15,7 +15,9 @@ import torch.distributed as dist
 
 from recsys_ray.config import LoopConfig, TrainConfig, to_json
 from recsys_ray.data.dataset_directory import DatasetDirectory
-from recsys_ray.data.stream import ROW_WEIGHT, BatchLayout, BlockStream, batch_layout, cache_directory, remove_cache
+from recsys_ray.data.mosaic import separate_shared_memory
+from recsys_ray.data.shard_cache import shard_cache
+from recsys_ray.data.stream import ROW_WEIGHT, BatchLayout, BlockStream, batch_layout
 from recsys_ray.models.build import build_task
 from recsys_ray.models.task import Batch, Task
 from recsys_ray.training import progress as run_progress
@@ -40,7 +42,7 @@ def train(config: TrainConfig) -> None:
     began = time.perf_counter()
     # Ray shows all that reaches the root logger; fbgemm writes its build of every table there.
     logging.getLogger().setLevel(logging.WARNING)
-    with join_world() as world:
+    with join_world(config.launch.cpus_per_worker) as world:
         dataset = DatasetDirectory.open(config.data.path)
         layout = batch_layout(config.train.global_batch, dataset.summary["block_rows"], world.size)
         autocast = autocast_type(config.train, world)
@@ -50,7 +52,8 @@ def train(config: TrainConfig) -> None:
         optimizer = build_optimizer(model, config.optimizer)
         progress = run_progress.resume(checkpoints(config), model, optimizer)
         tracker = start_tracking(config, world, progress, dataset, model)
-        cache = cache_directory(config.data, config.run_dir, shared_token(world), world.node)
+        separate_shared_memory(world.neighbour)
+        cache = shard_cache(config.data.cache, config.run_dir, shared_token(world), world.node, world.local_rank)
         try:
             streams = open_streams(config, dataset, cache, layout)
             progress.add_seconds({"setup": time.perf_counter() - began})
@@ -62,9 +65,6 @@ def train(config: TrainConfig) -> None:
         except BaseException:
             tracker.end("FAILED")
             raise
-        finally:
-            if world.local_rank == 0:
-                remove_cache(cache)
 
 
 def checkpoints(config: TrainConfig) -> Path:
@@ -94,6 +94,9 @@ def start_tracking(config: TrainConfig, world: World, progress: Progress, datase
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "config.json").write_text(to_json(config))
         log.info("%s", plan)
+        if progress.step:
+            place = f"{progress.epoch} epochs and {progress.steps_in_epoch} steps"
+            log.info("going on after step %d, %s, with %d workers", progress.step, place, world.size)
     tracker.text(plan, "sharding_plan.txt")
     tracker.text(dataset.schema.to_json(), "schema.json")
     tracker.tags({"dataset.fingerprint": dataset.summary["fingerprint"], "dataset.path": str(dataset.root)})
@@ -128,20 +131,30 @@ def fit(
     progress: Progress,
     tracker: Tracker,
 ) -> None:
-    """Epochs until the last, max_steps, or `patience` epochs without a better validation NE; a checkpoint after each."""
+    """Epochs until the last, max_steps, or `patience` epochs without a better validation NE; a checkpoint after each, and every
+    checkpoint_every steps within."""
     loop = config.train
     step = make_step(model, optimizer, world)
     meter = Meter(step=progress.step, points=progress.training)
-    streams["train"].start_at(progress.epoch)
+    streams["train"].start_at(progress.epoch, progress.steps_in_epoch)
+    before_epoch = progress.step - progress.steps_in_epoch
 
     def report(point: dict[str, float]) -> None:
         tracker.metrics(meter.step, {f"train/{name}": value for name, value in point.items() if name != "step"})
         if world.rank == 0:
             log.info("%s", _line(progress.epoch, loop.epochs, streams["train"].steps, point))
 
+    def checkpoint() -> None:
+        done = meter.step - before_epoch
+        if done < streams["train"].steps:  # else the one at the end of the epoch is due
+            progress.step, progress.steps_in_epoch = meter.step, done
+            run_progress.save(checkpoints(config), model, optimizer, progress)
+
     while not _finished(loop, progress):
-        seconds = train_epoch(step, batches(task, streams["train"]), optimizer, meter, world, loop, config.optimizer, report)
-        progress.epoch, progress.step = progress.epoch + 1, meter.step
+        rest = batches(task, streams["train"])
+        seconds = train_epoch(step, rest, optimizer, meter, world, loop, config.optimizer, report, checkpoint)
+        progress.epoch, progress.step, progress.steps_in_epoch = progress.epoch + 1, meter.step, 0
+        before_epoch = meter.step
         progress.add_seconds(seconds)
         began = time.perf_counter()
         validate(task, model, streams.get("validation"), world, progress, tracker)

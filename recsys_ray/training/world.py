@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ class World:
     local_rank: int
     local_size: int
     device: torch.device
+    neighbour: int = 0
+    """How many workers of lower rank share this host without being of the same node."""
 
     @property
     def node(self) -> int:
@@ -25,24 +28,47 @@ class World:
 
 
 @contextmanager
-def join_world() -> Iterator[World]:
+def join_world(cpus: float) -> Iterator[World]:
     """Joins the process group that the launcher's environment describes, or one that it has made already.
 
-    On the way out all workers meet before any leaves: under gloo a worker that goes while others still send aborts them.
+    A worker computes with as many threads as it has CPUs, under every launcher, so that all round in the same order. On the way
+    out all workers meet before any leaves: under gloo a worker that goes while others still send aborts them.
     """
-    local_rank = int(os.environ["LOCAL_RANK"])
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         torch.cuda.set_device(device)
+    torch.set_num_threads(max(1, int(cpus)))
     ours = not dist.is_initialized()
     if ours:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), local_rank, int(os.environ["LOCAL_WORLD_SIZE"]), device)
+        yield _meet(device)
         dist.barrier()
     finally:
         if ours:
             dist.destroy_process_group()
+
+
+def _meet(device: torch.device) -> World:
+    """Tells TorchRec and Mosaic Streaming, by the environment, which workers really share a host."""
+    hosts: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(hosts, socket.gethostname())
+    local_rank, local_size, neighbour = node_layout(hosts, dist.get_rank())
+    os.environ |= {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(local_size)}
+    return World(dist.get_rank(), len(hosts), local_rank, local_size, device, neighbour)
+
+
+def node_layout(hosts: list[str], rank: int) -> tuple[int, int, int]:
+    """Local rank, local world size, and `World.neighbour`, from the host of every rank.
+
+    Spark gives each of its tasks a "node" of its own, also those on one host, and in any order. Where the hosts have equally
+    many workers, in order, a host is a node. Otherwise every worker is one, as Mosaic Streaming wants equal nodes.
+    """
+    here = hosts.count(hosts[rank])
+    if hosts == [host for host in dict.fromkeys(hosts) for _ in range(here)]:
+        return rank % here, here, 0
+    return 0, 1, hosts[:rank].count(hosts[rank])
 
 
 def mean_over_workers(values: torch.Tensor, device: torch.device) -> torch.Tensor:

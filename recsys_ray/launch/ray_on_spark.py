@@ -1,0 +1,37 @@
+"""Ray on the nodes of a Spark cluster, as on Databricks: a head on the driver, the other nodes as tasks of a background job."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray.util.spark import setup_ray_cluster, shutdown_ray_cluster
+
+from recsys_ray.config import RayConfig
+from recsys_ray.launch.spark_cluster import active_session
+
+
+@contextmanager
+def ray_on_spark(config: RayConfig) -> Iterator[None]:
+    """From spark_nodes[0] to spark_nodes[1] Ray nodes, as the work needs them; RAY_ADDRESS is theirs meanwhile."""
+    # Ray's own start script looks for the `ray` command there, and an environment need not have been activated.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # `ray start`, which the head comes from, decides so too: where a token lies it is wanted. Then this process must show it.
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    fewest, most = config.spark_nodes
+    with active_session(SparkSession.builder.appName("recsys_ray").getOrCreate):
+        setup_ray_cluster(
+            min_worker_nodes=fewest,
+            max_worker_nodes=most,
+            num_cpus_worker_node=config.spark_cpus_per_node,
+            num_gpus_worker_node=config.spark_gpus_per_node,
+        )
+        try:
+            yield
+        finally:
+            shutdown_ray_cluster()

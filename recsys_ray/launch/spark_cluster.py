@@ -1,0 +1,67 @@
+"""The Spark cluster to run on: the active session (Databricks, spark-submit) or one made here, and whether it has room."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyspark
+from pyspark.sql import SparkSession
+
+from recsys_ray.config import LaunchConfig
+
+EXECUTOR_SECONDS = 20
+
+
+@contextmanager
+def active_session(make: Callable[[], SparkSession]) -> Iterator[SparkSession]:
+    """The active session, or one that `make` makes, which is stopped at the end."""
+    active = SparkSession.getActiveSession()
+    if active is None:
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        os.environ.setdefault("SPARK_HOME", str(Path(pyspark.__file__).parent))
+    spark = active or make()
+    try:
+        yield spark
+    finally:
+        if active is None:
+            spark.stop()
+
+
+def new_session(config: LaunchConfig) -> SparkSession:
+    builder = SparkSession.builder.appName("recsys_ray").config("spark.ui.enabled", False)
+    builder = builder.config("spark.stage.maxConsecutiveAttempts", 1).config("spark.log.level", "ERROR")
+    if config.spark.master:
+        return builder.master(config.spark.master).getOrCreate()
+    return builder.master(f"local[{config.workers}]").config("spark.driver.bindAddress", "127.0.0.1").getOrCreate()
+
+
+def on_driver(spark: SparkSession, config: LaunchConfig) -> bool:
+    """Whether workers are processes of the driver's machine, rather than tasks."""
+    master = spark.conf.get("spark.master") or ""
+    return config.spark.mode == "driver" or (config.spark.mode == "auto" and (master == "local" or master.startswith("local[")))
+
+
+def has_gpus(spark: SparkSession, driver: bool) -> bool:
+    key = "spark.driver.resource.gpu.amount" if driver else "spark.task.resource.gpu.amount"
+    return int(spark.conf.get(key, "0") or 0) > 0
+
+
+def check_slots(spark: SparkSession, workers: int) -> None:
+    """Raises ValueError where the tasks do not fit at once: Spark itself would look for ten minutes whether they do, while
+    executors come within seconds."""
+    context = spark.sparkContext._jsc.sc()
+    profile = context.resourceProfileManager().defaultResourceProfile()
+    deadline = time.monotonic() + EXECUTOR_SECONDS
+    while (slots := context.maxNumConcurrentTasks(profile)) < workers:
+        if time.monotonic() > deadline:
+            cpus = spark.conf.get("spark.task.cpus", "1")
+            raise ValueError(
+                f"{workers} workers need as many Spark tasks at once, and {spark.conf.get('spark.master')} has room for {slots} "
+                f"of {cpus} CPUs (spark.task.cpus): ask for fewer --launch.workers, or add executors"
+            )
+        time.sleep(0.5)
