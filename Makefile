@@ -28,10 +28,12 @@ bench: $(VENV)/.ready  ## every benchmark in turn; each prints a table and one J
 	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
 # The locks are installed with --no-deps: torchrec depends on fbgemm-gpu, which cannot load on a machine without CUDA.
+# Compiled once, here: a run has a dozen processes, and where Python may not write its cache each would compile torch anew
+# (importing the trainer took 23 s rather than 7).
 $(VENV)/.ready: $(LOCK) pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv==0.13.9
-	$(BIN)/uv pip install --python $(BIN)/python --no-deps $(TORCH_SOURCE) --requirement $(LOCK)
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --compile-bytecode $(TORCH_SOURCE) --requirement $(LOCK)
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --editable .
 	touch $@
 

@@ -15,7 +15,7 @@ MARKER = "committed.json"
 
 
 def save(root: Path, step: int, state: dict[str, Any], progress: dict[str, Any]) -> Path:
-    """Called by every worker. `state` may hold sharded tensors; `progress` is JSON, returned by `read_progress`."""
+    """Called by every worker. `state` may hold sharded tensors; `progress` is JSON, returned by `latest`."""
     folder = root / f"step_{step}"
     if dist.get_rank() == 0:
         shutil.rmtree(folder, ignore_errors=True)
@@ -35,8 +35,14 @@ def restore(folder: Path, state: dict[str, Any]) -> None:
     dcp.load(state, checkpoint_id=folder)
 
 
-def read_progress(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / MARKER).read_text())
+def latest(root: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The last committed checkpoint and its `progress`; None where there is none. Called by every worker: rank 0 looks for all,
+    since on shared storage they need not see the same files at the same moment."""
+    found: list[tuple[Path, dict[str, Any]] | None] = [None]
+    if dist.get_rank() == 0 and (folders := committed(root)):
+        found[0] = folders[-1], json.loads((folders[-1] / MARKER).read_text())
+    dist.broadcast_object_list(found)
+    return found[0]
 
 
 def committed(root: Path) -> list[Path]:

@@ -161,9 +161,8 @@ class RayConfig:
     spark_nodes: tuple[int, int] = (1, 4)
     """Ray worker nodes on Spark: the autoscaler keeps between the first and the second."""
     spark_cpus_per_node: int | None = None
-    """CPUs of such a node; None: those of a Spark worker."""
+    """CPUs of such a node; None, for both this and the next: a Spark worker's CPUs and GPUs."""
     spark_gpus_per_node: int | None = None
-    """GPUs of such a node; None: those of a Spark worker, as its configuration says."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,7 @@ class LaunchConfig:
     """Ray only: elastic, start with as few as these and go up to `workers` as nodes join; None: exactly `workers`."""
     cpus_per_worker: float = 1.0
     gpus_per_worker: float | None = None
-    """None: one where the cluster has GPUs, none elsewhere."""
+    """None: one where the cluster has GPUs, none elsewhere. Spark and local know 0 and 1."""
     max_failures: int = 0
     """Times that failed workers are started again; training then goes on from the last checkpoint."""
     ray: RayConfig = field(default_factory=RayConfig)

@@ -4,65 +4,41 @@ nodes that come for it and go when they are idle."""
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-import ray
 import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE, FakeMultiNodeProvider
 from ray.autoscaler._private.util import prepare_config
 
-from tests.processes import free_ports
+from tests.ray_head import ROOT, Head, get, listed, ray_head, submit
 
-ROOT = Path(__file__).parent.parent
-BIN = Path(sys.executable).parent
-START_SECONDS = 120
 JOB_SECONDS = 400
 IDLE_SECONDS = 20  # longer than a driver takes, on a busy machine, from the arrival of its nodes to using them
 
 
-@dataclass(frozen=True)
-class Head:
-    address: str
-    environment: dict[str, str]
-
-
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[Head]:
-    """A head and its autoscaler, alone in a folder and on ports of their own; all that they started is gone afterwards."""
-    folder = tempfile.mkdtemp(prefix="ray-scale-")  # short, because sockets live there
-    port, dashboard, agent = free_ports(3)
-    config = tmp_path / "cluster.json"
-    cluster = on_this_machine(f"{ray.util.get_node_ip_address()}:{port}")
-    config.write_text(json.dumps(cluster))
-    cpus = cluster["available_node_types"][FAKE_HEAD_NODE_TYPE]["resources"]["CPU"]
-    command = [BIN / "ray", "start", "--head", "--block", f"--num-cpus={cpus}", f"--autoscaling-config={config}"]
-    command += [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
-    environment = _environment(folder)
-    with (tmp_path / "head.log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    try:
-        yield Head(f"http://127.0.0.1:{dashboard}", environment)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(60)
-        left = _end_all_of(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-        assert not left
+    """A head and its autoscaler, as `ray up` starts them: with autoscaler v2, which finds its own node by these names."""
+
+    def arguments(gcs: str) -> list[str]:
+        cluster, config = on_this_machine(gcs), tmp_path / "cluster.json"
+        config.write_text(json.dumps(cluster))
+        cpus = cluster["available_node_types"][FAKE_HEAD_NODE_TYPE]["resources"]["CPU"]
+        return [f"--num-cpus={cpus}", f"--autoscaling-config={config}"]
+
+    scaling = {
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+        "RAY_NODE_TYPE_NAME": FAKE_HEAD_NODE_TYPE,
+        "RAY_FAKE_CLUSTER": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    }
+    with ray_head(tmp_path / "head.log", arguments, RAY_AUTH_MODE="disabled", **scaling) as started:
+        yield started
 
 
 def on_this_machine(gcs_address: str) -> dict[str, Any]:
@@ -91,63 +67,9 @@ def on_this_machine(gcs_address: str) -> dict[str, Any]:
     )
 
 
-def _environment(folder: str) -> dict[str, str]:
-    """As `ray up` starts a head: with autoscaler v2, which finds its own node by these names."""
-    scaling = {
-        "RAY_enable_autoscaler_v2": "1",
-        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
-        "RAY_NODE_TYPE_NAME": FAKE_HEAD_NODE_TYPE,
-        "RAY_FAKE_CLUSTER": "1",
-        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-    }
-    own = {
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        "RAY_TMPDIR": folder,
-        "PATH": f"{BIN}:{os.environ['PATH']}",
-    }
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | scaling | own
-
-
-def _end_all_of(folder: str) -> list[psutil.Process]:
-    """Fake nodes' log monitors outlive their raylets; a failed test leaves those as well. Returns what would not end."""
-    mine = [process for process in psutil.process_iter() if _belongs(process, folder)]
-    for process in mine:
-        process.kill()
-    return psutil.wait_procs(mine, timeout=20)[1]
-
-
-def _belongs(process: psutil.Process, folder: str) -> bool:
-    try:
-        return process.environ().get("RAY_TMPDIR") == folder
-    except psutil.Error:
-        return False
-
-
-def _get(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        return json.load(answer)
-
-
 def workers(head: Head) -> list[dict[str, float]]:
     """What each living node but the head has."""
-    nodes = _get(f"{head.address}/api/v0/nodes")["data"]["result"]["result"]
-    return [node["resources_total"] for node in nodes if node["state"] == "ALIVE" and not node["is_head_node"]]
-
-
-def submit(head: Head, *arguments: str) -> str:
-    """The job's name. The head takes none before its agent is up, hence the tries."""
-    command = [BIN / "ray", "job", "submit", "--address", head.address, "--no-wait", "--working-dir", "."]
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        name = f"train-{time.monotonic_ns()}"
-        job = ["--submission-id", name, "--", "python", "jobs/train_dlrm.py", *arguments]
-        tried = subprocess.run([*command, *job], cwd=ROOT, env=head.environment, capture_output=True, text=True)
-        if tried.returncode == 0:
-            return name
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"no job server at {head.address}: {tried.stderr[-500:]}")
-        time.sleep(1)
+    return [node["resources_total"] for node in listed(head, "nodes") if node["state"] == "ALIVE" and not node["is_head_node"]]
 
 
 def watch(head: Head, job: str) -> list[dict[str, float]]:
@@ -156,11 +78,11 @@ def watch(head: Head, job: str) -> list[dict[str, float]]:
     deadline = time.monotonic() + JOB_SECONDS
     while True:
         most = max(most, workers(head), key=len)
-        state = _get(f"{head.address}/api/jobs/{job}")["status"]
+        state = get(f"{head.address}/api/jobs/{job}")["status"]
         if state == "SUCCEEDED":
             return most
         if state in ("FAILED", "STOPPED") or time.monotonic() > deadline:
-            raise AssertionError(f"{state}: {_get(f'{head.address}/api/jobs/{job}/logs')['logs'][-3000:]}")
+            raise AssertionError(f"{state}: {get(f'{head.address}/api/jobs/{job}/logs')['logs'][-3000:]}")
         time.sleep(0.5)
 
 
@@ -168,8 +90,10 @@ def test_nodes_come_for_a_job_and_go_when_idle(head: Head, dataset: Path, tmp_pa
     run_dir = tmp_path / "run"
     arguments = [f"--data.path={dataset}", f"--run-dir={run_dir}", "--train.epochs=1", "--train.max-steps=20"]
     arguments += ["--train.global-batch=1024"]
-    job = submit(head, *arguments, "--launch.workers=2", "--launch.ray.resources", "training", "1")
-    came = watch(head, job)
+    arguments += ["--launch.workers=2", "--launch.ray.resources", "training", "1"]
+    submitted = submit(head, "--no-wait", "--submission-id=train", "--", "python", "jobs/train_dlrm.py", *arguments)
+    assert submitted.returncode == 0, submitted.stderr
+    came = watch(head, "train")
     outcome = json.loads((run_dir / "outcome.json").read_text())
     assert outcome["world_size"] == 2 and outcome["launcher"] == "ray"
     # One CPU a node, so two of them; and spot before on-demand, as the priorities in cluster.yaml say.

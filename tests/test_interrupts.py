@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.processes import MARK, gone, marked, needs_java
+from tests.ray_head import Head, listed, ray_head, submit
 
 ROOT = Path(__file__).parent.parent
 SPARK = ["--launch.engine=spark", "--launch.spark.master"]
 
 
-def start(dataset: Path, tmp_path: Path, mark: str, arguments: list[str], **environment: str) -> subprocess.Popen[bytes]:
-    """A training of many epochs, all of whose processes carry `mark` in their environment."""
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """What the job has for a temporary folder: with a short name, because Ray's sockets live there."""
+    folder = Path(tempfile.mkdtemp(prefix="left-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def start(dataset: Path, tmp_path: Path, temporary: Path, arguments: list[str], **environment: str) -> subprocess.Popen[bytes]:
+    """A training of many epochs."""
     command = [sys.executable, "jobs/train_dlrm.py", f"--data.path={dataset}", f"--run-dir={tmp_path / 'run'}"]
     command += ["--train.epochs=500", "--train.patience=0", "--train.global-batch=1024", "--train.log-every=1"]
     command += ["--launch.workers=2", "--launch.cpus-per-worker=0.5", *arguments]
-    environment = {**os.environ, MARK: mark, "TMPDIR": str(tmp_path / "tmp"), **environment}
-    (tmp_path / "tmp").mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary), **environment}
     with (tmp_path / "log").open("wb") as log:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
 
@@ -42,6 +53,12 @@ def segments() -> set[str]:
     return {path.name for path in Path("/dev/shm").iterdir() if re.match(r"\d{6}_", path.name)}
 
 
+def interrupt(job: subprocess.Popen[bytes], tmp_path: Path, number: signal.Signals) -> None:
+    job.send_signal(number)
+    assert job.wait(60) == 130
+    assert "run it again to go on" in (tmp_path / "log").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "number"),
     [
@@ -50,16 +67,44 @@ def segments() -> set[str]:
         pytest.param([*SPARK, "local-cluster[2,1,1024]"], signal.SIGINT, id="spark-cluster-ctrl-c", marks=needs_java),
     ],
 )
-def test_nothing_is_left(dataset: Path, tmp_path: Path, arguments: list[str], number: signal.Signals) -> None:
+def test_nothing_is_left(dataset: Path, tmp_path: Path, temporary: Path, arguments: list[str], number: signal.Signals) -> None:
     before, mark = segments(), uuid.uuid4().hex
-    job = start(dataset, tmp_path, mark, arguments)
+    job = start(dataset, tmp_path, temporary, arguments, **{MARK: mark})
     wait_for_steps(job, tmp_path)
     assert segments() > before
     assert len(marked(mark)) > 2
-    job.send_signal(number)
-    assert job.wait(60) == 130
-    assert "run it again to go on" in (tmp_path / "log").read_text()
+    interrupt(job, tmp_path, number)
     assert gone(lambda: marked(mark)) == []
     assert segments() == before
-    assert list((tmp_path / "tmp").glob("*_filelock")) == []
-    assert list((tmp_path / "tmp").glob("recsys_ray*")) == []
+    assert list(temporary.glob("*_filelock")) == []
+    assert list(temporary.glob("recsys_ray*")) == []
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    with ray_head(tmp_path_factory.mktemp("head") / "log", lambda gcs: ["--num-cpus=2"], RAY_AUTH_MODE="disabled") as started:
+        assert submit(started, "--", "true").returncode == 0
+        yield started
+
+
+def held(head: Head) -> list[str]:
+    """What jobs hold of a cluster, which keeps one actor from its first job on: the autoscaler's coordinator, for all jobs."""
+    groups = [group["placement_group_id"] for group in listed(head, "placement_groups") if group["state"] != "REMOVED"]
+    actors = [actor["class_name"] for actor in listed(head, "actors") if actor["state"] != "DEAD"]
+    actors = [name for name in actors if name != "_AutoscalingCoordinatorActor"]
+    jobs = [job["job_id"] for job in listed(head, "jobs") if job["status"] == "RUNNING"]
+    return groups + actors + jobs
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_nothing_is_left_on_a_ray_cluster_that_goes_on(
+    head: Head, dataset: Path, tmp_path: Path, temporary: Path, number: signal.Signals
+) -> None:
+    before = segments()
+    assert held(head) == []
+    job = start(dataset, tmp_path, temporary, ["--launch.engine=ray"], RAY_ADDRESS=head.gcs, RAY_AUTH_MODE="disabled")
+    wait_for_steps(job, tmp_path)
+    assert {"RayTrainWorker", "TrainController"} <= set(held(head)) and segments() > before
+    interrupt(job, tmp_path, number)
+    assert gone(lambda: held(head), seconds=60) == []
+    assert gone(lambda: segments() - before) == []

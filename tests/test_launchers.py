@@ -19,7 +19,8 @@ import torch.distributed as dist
 
 from recsys_ray.config import LaunchConfig, RayConfig, SparkConfig, TrainConfig
 from recsys_ray.launch.launcher import launcher
-from recsys_ray.launch.worker import WorkerFailed
+from recsys_ray.launch.ray_capacity import workers_that_fit
+from recsys_ray.launch.worker import WorkerFailed, failure
 from recsys_ray.training.world import join_world, node_layout
 from tests.processes import needs_java
 
@@ -43,7 +44,7 @@ def sum_of_ranks(config: TrainConfig) -> None:
     with join_world(1) as world:
         total = torch.tensor(float(world.rank))
         dist.all_reduce(total)
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
         found = {name: os.environ[name] for name in names} | {"sum": float(total), "threads": torch.get_num_threads()}
     Path(config.run_dir, f"found-{found['RANK']}.json").write_text(json.dumps(found))
 
@@ -82,6 +83,7 @@ def test_workers_find_their_place_and_each_other(engine: str, tmp_path: Path, ra
     assert [worker["sum"] for worker in found] == [1.0, 1.0]
     assert [(worker["RANK"], worker["LOCAL_RANK"]) for worker in found] == [("0", "0"), ("1", "1")]
     assert {(worker["WORLD_SIZE"], worker["LOCAL_WORLD_SIZE"], worker["threads"]) for worker in found} == {("2", "2", 1)}
+    assert {worker["CUDA_VISIBLE_DEVICES"] for worker in found} == {""}  # nobody asked for a GPU
     assert not (tmp_path / ".workers").exists()
 
 
@@ -115,22 +117,64 @@ def test_resources_that_the_ray_cluster_lacks_are_named_at_once(tmp_path: Path, 
 @needs_java
 def test_tasks_that_the_spark_cluster_lacks_are_named(tmp_path: Path) -> None:
     launch = LaunchConfig("spark", 3, spark=SparkConfig(mode="cluster", master="local[2]"))
-    with pytest.raises(ValueError, match=r"3 workers need as many Spark tasks at once, and local\[2\] has room for 2"):
+    with pytest.raises(ValueError, match=r"the workers need 3 Spark tasks at once, and local\[2\] has room for 2"):
         run(launch, sum_of_ranks, tmp_path)
 
 
 def test_gpus_that_this_machine_lacks_are_named(tmp_path: Path) -> None:
-    launch = LaunchConfig("local", 2, gpus_per_worker=8)
-    with pytest.raises(ValueError, match=r"2 workers with --launch.gpus-per-worker 8 need 16 GPUs, and this machine has"):
+    launch = LaunchConfig("local", 99, gpus_per_worker=1)
+    with pytest.raises(ValueError, match=r"99 workers need 99 GPUs, and this machine has"):
         run(launch, sum_of_ranks, tmp_path)
 
 
-def test_engine_that_is_not_in_the_table_is_refused() -> None:
-    with (
-        pytest.raises(ValueError, match=r"--launch.engine slurm is not one of ray, spark, local"),
-        launcher(LaunchConfig("slurm")),
-    ):
+@pytest.mark.parametrize(
+    ("launch", "words"),
+    [
+        (LaunchConfig("slurm"), "--launch.engine slurm is not one of ray, spark, local"),
+        (LaunchConfig("local", 4, min_workers=2), "--launch.min-workers: local starts a fixed number of workers"),
+        (LaunchConfig("ray", 2, min_workers=3), "--launch.workers 2, --launch.min-workers 3: wants at least 1, and min <= max"),
+        (LaunchConfig("local", 0), "--launch.workers 0, --launch.min-workers 0: wants at least 1"),
+    ],
+)
+def test_settings_that_no_engine_has_are_refused(launch: LaunchConfig, words: str) -> None:
+    with pytest.raises(ValueError, match=words), launcher(launch):
         pass
+
+
+@pytest.mark.parametrize(
+    ("bundle", "placement", "room"),
+    [
+        ({"CPU": 2}, "PACK", 5),
+        ({"CPU": 0.1}, "PACK", 100),  # as Ray counts: in ten-thousandths, not in floats
+        ({"CPU": 1, "GPU": 1}, "PACK", 2),
+        ({"CPU": 2}, "STRICT_SPREAD", 2),
+        ({"CPU": 2}, "STRICT_PACK", 3),
+    ],
+)
+def test_room_for_workers_is_counted_as_ray_would_place_them(bundle: dict[str, float], placement: str, room: int) -> None:
+    assert workers_that_fit(bundle, [{"CPU": 6.0, "GPU": 2}, {"CPU": 4.0}], placement) == room
+
+
+def leave_record(folder: Path, attempt: str, rank: int, began: float, **how: object) -> None:
+    (folder / ".workers" / attempt).mkdir(parents=True, exist_ok=True)
+    record = {"rank": rank, "host": "here", "pid": 7, "began": began, **how}
+    (folder / ".workers" / attempt / f"rank-{rank}.json").write_text(json.dumps(record))
+    (folder / ".workers" / attempt / f"rank-{rank}.crash").touch()
+
+
+def test_failure_is_told_of_the_last_attempt_and_names_all_in_doubt(tmp_path: Path) -> None:
+    assert failure(str(tmp_path)) is None
+    leave_record(tmp_path, "first", 3, 1.0, state="failed", ended=2.0, error="ValueError: an old one", trace="old")
+    leave_record(
+        tmp_path, "second", 0, 3.0, state="failed", ended=4.0, error="RuntimeError: Connection closed by peer", trace="t"
+    )
+    leave_record(tmp_path, "second", 1, 3.1)
+    assert str(failure(str(tmp_path))).startswith("worker rank 1 on host here (process 7) was killed by SIGKILL")
+    assert "by the loss of its node" in str(failure(str(tmp_path), {1: "the loss of its node"}))
+    assert "Connection closed by peer" in str(failure(str(tmp_path), {}))
+    leave_record(tmp_path, "second", 2, 3.2)
+    lines = str(failure(str(tmp_path))).splitlines()
+    assert lines[0] == "one of these:" and ["rank 1" in lines[1], "rank 2" in lines[2], len(lines)] == [True, True, 3]
 
 
 @pytest.mark.parametrize(

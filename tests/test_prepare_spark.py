@@ -14,6 +14,7 @@ import pytest
 import torch.distributed as dist
 
 from recsys_ray.config import DataConfig, PrepareConfig, SplitConfig
+from recsys_ray.data import spark_engine
 from recsys_ray.data.dataset_directory import DatasetDirectory, load_vocabularies
 from recsys_ray.data.parquet_files import find_parquet
 from recsys_ray.data.prepare import prepare
@@ -96,8 +97,9 @@ def on_ray(source: PrepareConfig, ray_session: None, tmp_path_factory: pytest.Te
     return {by: prepared(source, "ray", folder / by, split=SplitConfig(by=by)) for by in ("random", "time")}
 
 
-@pytest.mark.parametrize("by", ["random", "time"])
-def test_same_dataset_as_ray(by, source, on_ray, spark_session, tmp_path, capsys):
+@pytest.mark.parametrize(("by", "merged_at_once"), [("random", 8), ("time", 1)])
+def test_same_dataset_as_ray(by, merged_at_once, source, on_ray, spark_session, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(spark_engine, "MERGED_AT_ONCE", merged_at_once)
     on_ray, on_spark = on_ray[by], prepared(source, "spark", tmp_path / "spark", split=SplitConfig(by=by))
     for name in ("schema.json", "summary.json"):
         assert (on_ray.root / name).read_text() == (on_spark.root / name).read_text()

@@ -8,12 +8,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from recsys_ray.data.prepare import prepare
+from recsys_ray.data.spark_tables import open_spark_table
+from recsys_ray.data.spark_tasks import carried_error, carrying_errors
 from tests.preparing import clicks, config_for, read_split, write_input
 
 JOB = Path(__file__).parent.parent / "jobs" / "prepare_data.py"
@@ -45,7 +49,7 @@ def test_tables_that_cannot_be_read(spark_session, tmp_path):
     source = write_input(tmp_path / "in")
     config = config_for(source, engine="spark", parquet="table:nothing", schema=str(source / "schema.json"))
     with pytest.raises(
-        ValueError, match=r"table:nothing is no table or view of this Spark session \(\[TABLE_OR_VIEW_NOT_FOUND\]"
+        ValueError, match=r"table:nothing is no table or view of this Spark session \(Spark: \[TABLE_OR_VIEW_NOT_FOUND\]"
     ):
         prepare(config)
     with pytest.raises(ValueError, match="table:nothing is a table of Spark's: add --engine spark"):
@@ -66,6 +70,61 @@ def test_tables_that_cannot_be_read(spark_session, tmp_path):
     with pytest.raises(RuntimeError, match=r"^Spark: \[USER_RAISED_EXCEPTION\]"):
         prepare(dataclasses.replace(config, parquet="table:failing"))
     assert names(tmp_path) == ["in"]
+
+
+def test_rows_that_change_between_passes(spark_session, tmp_path):
+    """As many rows, yet others: what a view with a random number, or a table that is written to meanwhile, gives."""
+    source = write_input(tmp_path / "in")
+    config = config_for(source, engine="spark", parquet="table:moving", schema=str(source / "schema.json"))
+    spark_session.read.parquet(str(source / "0.parquet")).createOrReplaceTempView("still")
+    spark_session.sql("SELECT * EXCEPT (price), price + rand() AS price FROM still").createOrReplaceTempView("moving")
+    with pytest.raises(ValueError, match="not the 2,000 rows that were to be kept: the source changed during preparation"):
+        prepare(config)
+    assert names(tmp_path) == ["in"]
+
+
+def test_values_that_change_places_make_another_table(spark_session, tmp_path):
+    """xxhash64 alone passes over nulls and where one list ends and the next begins."""
+    types = {"a": pa.int64(), "b": pa.int64(), "c": pa.list_(pa.int64()), "d": pa.list_(pa.int64())}
+    rows = [
+        (1, None, [1], [2, 3]),
+        (None, 1, [1], [2, 3]),
+        (1, None, [1, 2], [3]),
+        (1, None, None, [1, 2, 3]),
+        (1, None, [], [1, 2, 3]),
+    ]
+    stamps = set()
+    for row in rows:
+        table = pa.table({name: pa.array([value], kind) for (name, kind), value in zip(types.items(), row, strict=True)})
+        spark_session.createDataFrame(table).createOrReplaceTempView("changing")
+        stamps.add(open_spark_table(spark_session, "changing").stamps)
+    assert len(stamps) == len(rows)
+
+
+class Stubborn(Exception):
+    def __init__(self, lock: object) -> None:
+        super().__init__("the store said no")
+        self.lock = lock
+
+
+def test_an_error_that_cannot_travel_is_told_in_words():
+    def task(batches):
+        raise Stubborn(threading.Lock())
+        yield
+
+    with pytest.raises(RuntimeError) as raised:
+        list(carrying_errors(task)(iter(())))
+    assert str(carried_error(str(raised.value))) == "Stubborn: the store said no"
+
+
+def test_bad_rows_of_files_that_differ_in_what_may_be_null(spark_session, tmp_path):
+    source = write_input(tmp_path / "in", clicks(1000) | {"click": [0, 1, 0, 1, 2] * 200}, files=2)
+    for number, nullable in enumerate((True, False)):
+        table = pq.read_table(source / f"{number}.parquet")
+        fields = [field.with_nullable(nullable) for field in table.schema]
+        pq.write_table(pa.table(table.columns, schema=pa.schema(fields)), source / f"{number}.parquet")
+    dataset = prepare(config_for(source, engine="spark", max_rejected=0.3))
+    assert pq.read_table(dataset.root / "rejected").num_rows == 200 and "rejected.attempts" not in names(dataset.root)
 
 
 def test_no_pyspark_and_no_java(spark_session, tmp_path, monkeypatch):

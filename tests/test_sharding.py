@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +15,11 @@ from recsys_ray.config import DLRMConfig, LoopConfig, OptimizerConfig, ShardingC
 from recsys_ray.models.build import build_task
 from recsys_ray.models.task import Task
 from recsys_ray.schema import Categorical, Dense, Label, Schema
+from recsys_ray.training import sharding
 from recsys_ray.training.evaluate import predict_split
 from recsys_ray.training.loop import Meter, make_step, pipelined_step, train_epoch
 from recsys_ray.training.optimizers import build_optimizer, rate_factor, set_learning_rates
-from recsys_ray.training.sharding import initialise_tables, plan_shards, plan_table, shard
+from recsys_ray.training.sharding import Sharder, initialise_tables, make_plan, on_their_devices, plan_shards, plan_table, shard
 from recsys_ray.training.world import World
 
 SCHEMA = Schema(
@@ -60,6 +63,21 @@ def columns(seed: int) -> dict[str, torch.Tensor]:
 def test_tables_that_do_not_fit_are_refused_with_sizes_and_remedy(world: World) -> None:
     with pytest.raises(ValueError, match=r"do not fit in 1 workers of 0\.00 GiB .*add workers, lower num_embeddings"):
         shard(task("dot").module, world, ShardingConfig(memory_gib=1e-5), OptimizerConfig(), ROWS)
+
+
+def test_plan_follows_the_gpus_that_workers_really_have(world: World) -> None:
+    plan = make_plan(task("dot").module, Sharder(("row_wise",)), world, 1 << 30, ROWS)
+    places = [part.placement for tables in on_their_devices(plan, (3,)).plan.values() for part in _parts(tables)]
+    assert len(places) == 2 and {str(place.device()) for place in places} == {"cuda:3"}
+
+
+def test_memory_of_a_container_is_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "CONTROL_GROUP", tmp_path)
+    of_host = sharding.free_host_memory()
+    (tmp_path / "memory.current").write_text("300000\n")
+    for limit, free in (("max\n", None), ("1000000\n", 700_000)):
+        (tmp_path / "memory.max").write_text(limit)
+        assert sharding.free_host_memory() == free if free else sharding.free_host_memory() > of_host / 2
 
 
 @pytest.mark.parametrize("interaction", ["dot", "dcn"])
@@ -128,7 +146,7 @@ def test_pipelined_epochs_train_and_evaluate_as_plain_ones(world: World) -> None
         meter, loop, evaluated = Meter(), LoopConfig(log_every=1), []
         for first in (0, 5):
             batches = [made.to_batch(columns(seed)) for seed in range(first, first + 5)]
-            train_epoch(step, batches, optimizer, meter, world, loop, OptimizerConfig(), lambda point: None)
+            train_epoch(step, batches, optimizer, meter, world, loop, OptimizerConfig(), report, checkpoint)
             found = predict_split(model, [made.to_batch(columns(99))], world)
             assert found is not None
             evaluated.append(found[0])
@@ -149,8 +167,20 @@ def test_training_stops_at_max_steps(world: World) -> None:
     batches = [made.to_batch(columns(seed)) for seed in range(5)]
     for step in (make_step(model, optimizer, world), pipelined_step(model, optimizer, world)):
         meter.step = 2
-        train_epoch(step, batches, optimizer, meter, world, LoopConfig(max_steps=4), OptimizerConfig(), lambda point: None)
+        train_epoch(step, batches, optimizer, meter, world, LoopConfig(max_steps=4), OptimizerConfig(), report, checkpoint)
         assert meter.step == 4
+
+
+def report(point: dict[str, float]) -> None:
+    """Nobody listens."""
+
+
+def checkpoint() -> None:
+    raise AssertionError("no checkpoint within an epoch was asked for")
+
+
+def _parts(tables: Any) -> list[Any]:
+    return [part for table in tables.values() for part in table.sharding_spec.shards]
 
 
 def _value(tensor: torch.Tensor) -> torch.Tensor:

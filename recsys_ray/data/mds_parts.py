@@ -20,30 +20,43 @@ import pyarrow.compute as pc
 from recsys_ray.data.blocks import to_block
 from recsys_ray.data.dataset_directory import remove_folder
 from recsys_ray.data.mosaic import MDSWriter, merge_index
+from recsys_ray.data.sources import ROW_HASH, hash_sum
 from recsys_ray.data.splits import SPLITS
 
 SPLIT_COLUMN = "__split__"
 COMPRESSION = "zstd:3"
 SHARD_BYTES = 1 << 26
 MIN_ROWS_PER_PART = 1 << 16
+PART_BYTES = 1 << 27
 
 
 @dataclass
 class PartWritten:
-    """What one write task reports: its folder, rows by split, and the rows too few to fill a block."""
+    """What one write task reports: its folder, the sum of its rows' hashes, rows by split, and those too few to fill a block."""
 
     folder: str
+    hash_sum: int
     rows: dict[str, int] = field(default_factory=dict)
     leftover: dict[str, pa.Table] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
+class Written:
+    rows: dict[str, int]
+    """Of each split."""
+    hash_sum: int
+
+
+@dataclass(frozen=True)
 class PartWriter:
-    """Writes encoded rows with a SPLIT_COLUMN into `root`/train, validation and test, as blocks with the MDS `columns`."""
+    """Writes encoded rows with a SPLIT_COLUMN and ROW_HASH into `root`/train, validation and test, as blocks with the MDS
+    `columns`."""
 
     root: Path
     columns: dict[str, str]
     block_rows: int
+    part_rows: int
+    """What a task can hold, about."""
 
     def start(self) -> None:
         """On the driver, before any task writes."""
@@ -52,9 +65,9 @@ class PartWriter:
 
     def write(self, table: pa.Table, number: int) -> PartWritten:
         """In a task, which may be one of several attempts: the rows of part `number`, shuffled."""
-        part = PartWritten(f"part-{number:05d}-{uuid.uuid4().hex[:8]}")
+        part = PartWritten(f"part-{number:05d}-{uuid.uuid4().hex[:8]}", hash_sum(table))
         for index, split in enumerate(SPLITS):
-            rows = table.filter(pc.equal(table[SPLIT_COLUMN], index)).drop_columns([SPLIT_COLUMN])
+            rows = table.filter(pc.equal(table[SPLIT_COLUMN], index)).drop_columns([SPLIT_COLUMN, ROW_HASH])
             whole = rows.num_rows - rows.num_rows % self.block_rows
             if whole:
                 self._write_blocks(self.root / split / part.folder, rows.slice(0, whole))
@@ -62,8 +75,8 @@ class PartWriter:
             part.rows[split], part.leftover[split] = whole, rows.take(np.arange(whole, rows.num_rows))
         return part
 
-    def commit(self, parts: list[PartWritten]) -> dict[str, int]:
-        """On the driver, with one report for each part. Returns the rows of each split."""
+    def commit(self, parts: list[PartWritten]) -> Written:
+        """On the driver, with one report for each part."""
         parts, rows = sorted(parts, key=lambda part: part.folder), {}
         for split in SPLITS:
             folders = [part.folder for part in parts if part.rows[split]]
@@ -74,7 +87,7 @@ class PartWriter:
                 self._write_blocks(self.root / split / "part-leftover", leftover.take(order))
                 folders.append("part-leftover")
             _commit_split(self.root / split, folders)
-        return rows
+        return Written(rows, sum(part.hash_sum for part in parts) % 2**64)
 
     def _write_blocks(self, folder: Path, rows: pa.Table) -> None:
         # Not with its parents: a task that outlives an interrupted preparation must not bring back the folder it removed.
@@ -89,6 +102,11 @@ class PartWriter:
         ) as writer:
             for start in range(0, rows.num_rows, self.block_rows):
                 writer.write(to_block(rows.slice(start, self.block_rows)))
+
+
+def rows_per_part(rows: int, size: int) -> int:
+    """For rows of `size` bytes together."""
+    return max(MIN_ROWS_PER_PART, rows * PART_BYTES // max(size, 1))
 
 
 def _commit_split(root: Path, folders: list[str]) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from recsys_ray.data.engine import Engine
 from recsys_ray.data.fit import Measured, completed, measure, wants_fitting
-from recsys_ray.data.mds_parts import SPLIT_COLUMN, PartWriter
+from recsys_ray.data.mds_parts import SPLIT_COLUMN, PartWriter, Written
 from recsys_ray.data.profile import Profile, profile_batch
 from recsys_ray.data.sources import ROW_HASH, Rows, Source
 from recsys_ray.data.splits import RowRules
@@ -35,8 +35,7 @@ class Passes:
         fit = partial(measure, schema=self.rules.schema, faults=self.rules.faults, split_of=self.rules.splits)
         return completed(self.rules.schema, self.engine.reduce(self._rows(), fit, Measured.merge))
 
-    def write_blocks(self, fitted: Schema, vocabularies: Vocabularies, writer: PartWriter) -> dict[str, int]:
-        """Returns the rows of each split."""
+    def write_blocks(self, fitted: Schema, vocabularies: Vocabularies, writer: PartWriter) -> Written:
         rules, known = self.rules, self.engine.share(vocabularies)
 
         def encode(batch: pa.Table) -> pa.Table:

@@ -16,7 +16,7 @@ from recsys_ray.data.arrow_types import check_columns
 from recsys_ray.data.blocks import mds_columns
 from recsys_ray.data.dataset_directory import SUMMARY, DatasetDirectory, staged, write_vocabularies
 from recsys_ray.data.engine import Engine, open_engine
-from recsys_ray.data.mds_parts import PartWriter
+from recsys_ray.data.mds_parts import PartWriter, Written, rows_per_part
 from recsys_ray.data.passes import Passes
 from recsys_ray.data.profile import Profile
 from recsys_ray.data.sources import TABLE, Source, fingerprint, open_source
@@ -120,14 +120,14 @@ def _write_dataset(
         boundaries = time_boundaries(config.split, profile.timestamps)
         passes = dataclasses.replace(passes, rules=dataclasses.replace(passes.rules, boundaries=boundaries))
     fitted, vocabularies = run_stage("fitting", passes.fit)
-    writer = PartWriter(staging, mds_columns(fitted), config.block_rows)
-    rows = run_stage("writing", lambda: passes.write_blocks(fitted, vocabularies, writer))
-    _check_complete(profile, rows)
+    writer = PartWriter(staging, mds_columns(fitted), config.block_rows, rows_per_part(profile.rows, profile.bytes))
+    written = run_stage("writing", lambda: passes.write_blocks(fitted, vocabularies, writer))
+    _check_complete(profile, written)
     if profile.reasons:
         run_stage("setting bad rows aside", lambda: passes.set_bad_rows_aside(staging / "rejected"))
     (staging / "schema.json").write_text(fitted.to_json())
     write_vocabularies(staging, vocabularies)
-    summary = _summary(profile, fitted, rows, config, print_of_inputs)
+    summary = _summary(profile, fitted, written.rows, config, print_of_inputs)
     (staging / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
 
 
@@ -145,10 +145,13 @@ def _check_enough(profile: Profile, config: PrepareConfig) -> None:
         )
 
 
-def _check_complete(profile: Profile, rows: dict[str, int]) -> None:
-    kept = profile.rows - sum(profile.reasons.values())
-    if sum(rows.values()) != kept:
-        raise ValueError(f"wrote {rows}, but {kept:,} rows were to be kept: the source changed during preparation; run it again")
+def _check_complete(profile: Profile, written: Written) -> None:
+    kept, rows = profile.rows - sum(profile.reasons.values()), written.rows
+    if (sum(rows.values()), written.hash_sum) != (kept, profile.good_rows):
+        raise ValueError(
+            f"wrote {rows}, not the {kept:,} rows that were to be kept: the source changed during preparation. Run it again; a "
+            "view that gives other rows each time (a limit, a random or a floating-point sum) must be a table first"
+        )
     if not rows["train"]:
         raise ValueError(f"no training rows: the split left {rows}. Choose other fractions or another split")
 

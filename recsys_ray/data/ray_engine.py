@@ -23,7 +23,7 @@ from ray.exceptions import RayError
 
 from recsys_ray.data.mds_parts import MIN_ROWS_PER_PART, PartWriter, PartWritten
 from recsys_ray.data.parquet_files import ParquetFiles
-from recsys_ray.data.sources import ROW_HASH, Rows, Table
+from recsys_ray.data.sources import Rows, Table
 from recsys_ray.data.stages import EngineFailed
 
 T = TypeVar("T")
@@ -48,8 +48,7 @@ class RayEngine:
     def write_parts(self, rows: Rows, encode: Callable[[pa.Table], pa.Table], writer: PartWriter, seed: int) -> list[PartWritten]:
         datasink = MDSDatasink(writer)
         with _quiet():
-            encoded = _mapped(rows, lambda batch: encode(batch).drop_columns([ROW_HASH]))
-            encoded.random_shuffle(seed=seed).write_datasink(datasink)
+            _mapped(rows, encode).random_shuffle(seed=seed).write_datasink(datasink)
         return datasink.parts
 
     def write_parquet(self, rows: Rows, keep: Callable[[pa.Table], pa.Table], folder: Path) -> None:

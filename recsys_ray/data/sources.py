@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -24,6 +25,11 @@ TABLE = "table:"
 """What stands before the name of a Spark table or view."""
 Share = Callable[[Any], Callable[[], Any]]
 """Hands a value to all tasks, once; tasks call what it returns."""
+
+
+def hash_sum(rows: pa.Table) -> int:
+    """Of ROW_HASH, modulo 2^64: two sets of as many rows have the same one only when they are the same rows."""
+    return int(rows[ROW_HASH].to_numpy().sum(dtype=np.uint64))
 
 
 class Table(Protocol):

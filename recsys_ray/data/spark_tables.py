@@ -7,13 +7,12 @@ from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
-from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import DataType
+from pyspark.sql.types import ArrayType, DataType
 
 from recsys_ray.data.sources import ROW_HASH
-from recsys_ray.data.spark_session import reason, run_jobs
+from recsys_ray.data.spark_session import run_jobs
 from recsys_ray.data.stages import EngineFailed
 
 
@@ -55,9 +54,11 @@ class SparkTable:
 def open_spark_table(spark: SparkSession, name: str) -> SparkTable:
     """Raises ValueError where Spark finds no such table, may not read it, or cannot hand over one of its columns."""
     try:
-        frame = spark.table(name)
-    except AnalysisException as error:
-        raise ValueError(f"table:{name} is no table or view of this Spark session ({reason(error)})") from error
+        frame = run_jobs(spark, lambda: spark.table(name))
+    except EngineFailed as error:
+        no_hive = spark.conf.get("spark.sql.catalogImplementation") == "in-memory"
+        hint = "; for Hive's, start Spark with spark.sql.catalogImplementation=hive" if no_hive else ""
+        raise ValueError(f"table:{name} is no table or view of this Spark session ({error}){hint}") from error
     try:
         return SparkTable(frame, run_jobs(spark, frame.limit(0).toArrow).schema)
     except EngineFailed as error:
@@ -69,7 +70,11 @@ def _column(name: str) -> Column:
 
 
 def _row_hash(frame: DataFrame) -> Column:
-    return F.xxhash64(*(_column(field.name) for field in frame.schema if _can_be_hashed(field.dataType)))
+    """xxhash64 passes over nulls, and takes a list for its values: so where these are, and how many, is hashed with them."""
+    hashed = [field for field in frame.schema if _can_be_hashed(field.dataType)]
+    lists = [F.size(_column(field.name)) for field in hashed if isinstance(field.dataType, ArrayType)]
+    values = [part for field in hashed for part in (_column(field.name), F.isnull(_column(field.name)))]
+    return F.xxhash64(*values, *lists)
 
 
 def _can_be_hashed(kind: DataType) -> bool:

@@ -61,12 +61,13 @@ def read_files(filesystem: Any, plan: list[list[RowGroup]], columns: list[str], 
 
 
 def _read_file(filesystem: Any, path: str, groups: list[RowGroup], columns: list[str]) -> Batches:
-    row, numbers = groups[0].first_row, [group.number for group in groups]
+    row = groups[0].first_row
     with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as file:
-        for batch in file.iter_batches(READ_ROWS, row_groups=numbers, columns=columns, use_threads=False):
-            hashes = pa.array(row_hashes(path, row, batch.num_rows))
-            yield batch.select(columns).append_column(ROW_HASH, hashes)
-            row += batch.num_rows
+        for group in groups:  # one at a time: what is read ahead stays in memory until all that was asked for has been read
+            for batch in file.iter_batches(READ_ROWS, row_groups=[group.number], columns=columns, use_threads=False):
+                hashes = pa.array(row_hashes(path, row, batch.num_rows))
+                yield batch.select(columns).append_column(ROW_HASH, hashes)
+                row += batch.num_rows
 
 
 def row_hashes(path: str, first_row: int, rows: int) -> np.ndarray:
@@ -96,10 +97,10 @@ def large_tables(batches: Iterable[pa.RecordBatch]) -> Tables:
         yield pa.Table.from_batches(held)
 
 
-def measure_all(tables: Tables, measure: Callable[[pa.Table], Any], merge: Callable[[Any, Any], Any]) -> Iterator[Any]:
-    measured = map(measure, tables)
-    for first in measured:
-        yield reduce(merge, measured, first)
+def merged(results: Iterator[Any], merge: Callable[[Any, Any], Any]) -> Iterator[Any]:
+    """One result, or none of none."""
+    for first in results:
+        yield reduce(merge, results, first)
 
 
 def scatter(tables: Tables, encode: Callable[[pa.Table], pa.Table], parts: np.ndarray, seed: int) -> Batches:
@@ -122,7 +123,8 @@ def gather(batches: Batches, writer: Any, parts: np.ndarray, seed: int) -> Itera
         chunks += [pa.ipc.open_stream(chunk.as_buffer()).read_all() for chunk in batch.column("rows")]
     if chunks:
         rows = pa.concat_tables(chunks)
-        rows = rows.take(np.argsort(_shuffled_hashes(rows, seed))).drop_columns([ROW_HASH])
+        chunks.clear()
+        rows = rows.take(np.argsort(_shuffled_hashes(rows, seed)))
         yield writer.write(rows, int(np.flatnonzero(parts == part)[0]))
 
 
@@ -139,17 +141,22 @@ def _to_ipc(rows: pa.Table) -> bytes:
 
 
 def set_aside(tables: Tables, keep: Callable[[pa.Table], pa.Table], folder: Path) -> Iterator[str]:
-    """One file for an attempt of a task, where it keeps any rows; returns its name."""
+    """One file for an attempt of a task, where it keeps any rows; returns its name. Files may differ in which columns must not be
+    null."""
     kept = [rows for rows in map(keep, tables) if rows.num_rows]
     if kept:
         name = f"{uuid.uuid4().hex}.parquet"
-        pq.write_table(pa.concat_tables(kept), folder / name)
+        pq.write_table(pa.concat_tables(kept, promote_options="default"), folder / name)
         yield name
 
 
 def pickled(results: Iterable[Any]) -> Batches:
     for result in results:
         yield pa.RecordBatch.from_pydict({"result": pa.array([pickle.dumps(result)], pa.binary())})
+
+
+def unpickled(batches: Batches) -> Iterator[Any]:
+    return (pickle.loads(result.as_buffer()) for batch in batches for result in batch.column(0))
 
 
 def carrying_errors(task: Callable[[Batches], Batches]) -> Callable[[Batches], Batches]:
@@ -159,9 +166,17 @@ def carrying_errors(task: Callable[[Batches], Batches]) -> Callable[[Batches], B
         try:
             yield from task(batches)
         except Exception as error:
-            raise RuntimeError(f"{MARK}{base64.b64encode(pickle.dumps(error)).decode()};") from error
+            raise RuntimeError(f"{MARK}{base64.b64encode(pickle.dumps(_portable(error))).decode()};") from error
 
     return run
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or where it cannot travel (it holds a lock, or wants more than its words to be made) its words."""
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def carried_error(text: str) -> Exception | None:

@@ -7,6 +7,7 @@ an epoch; their rows get weight 0, so that no row counts twice while every worke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -51,6 +52,18 @@ def batch_layout(global_batch: int, block_rows: int, world_size: int) -> BatchLa
             f"use {max(1, round(global_batch / unit)) * unit}"
         )
     return BatchLayout(global_batch // unit, block_rows)
+
+
+def check_elastic(global_batch: int, block_rows: int, fewest: int, most: int) -> None:
+    """Raises ValueError when a run could come to have a number of workers that cannot share a global batch."""
+    sizes = range(fewest, most + 1)
+    if bad := [size for size in sizes if global_batch % (block_rows * size)]:
+        fits = block_rows * math.lcm(*sizes)
+        raise ValueError(
+            f"--train.global-batch {global_batch} is not a multiple of block_rows {block_rows} * {bad} workers, which an elastic "
+            f"run of {fewest} to {most} may come to have: use a multiple of {fits}, or bring --launch.min-workers and "
+            "--launch.workers closer together"
+        )
 
 
 class BlockStream:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
 from typing import Protocol
 
 from recsys_ray.config import LaunchConfig, TrainConfig
+from recsys_ray.launch.worker import Train
 
 ENGINES = {
     "ray": "recsys_ray.launch.ray_launcher",
@@ -27,17 +28,23 @@ class Launcher(Protocol):
     """Runs `train(config)` once on every worker and returns when all are done. Each worker finds RANK, WORLD_SIZE, LOCAL_RANK,
     LOCAL_WORLD_SIZE and MASTER_* set. Any worker's failure is raised here. Results live in the run directory."""
 
-    def run(self, train: Callable[[TrainConfig], None], config: TrainConfig) -> None: ...
+    def run(self, train: Train, config: TrainConfig) -> None: ...
 
 
 @contextmanager
 def launcher(config: LaunchConfig) -> Iterator[Launcher]:
     """Connected to the engine's cluster, or to one that it starts here and stops at the end, also after Ctrl-C or SIGTERM.
 
-    Raises ValueError for an engine that is not in the table.
+    Raises ValueError for an engine that is not in the table, or numbers of workers that cannot be.
     """
     if config.engine not in ENGINES:
         raise ValueError(f"--launch.engine {config.engine} is not one of {', '.join(ENGINES)}")
+    if config.min_workers is not None and config.engine != "ray":
+        raise ValueError(f"--launch.min-workers: {config.engine} starts a fixed number of workers; only ray is elastic")
+    if not 1 <= (config.min_workers if config.min_workers is not None else config.workers) <= config.workers:
+        raise ValueError(
+            f"--launch.min-workers {config.min_workers} and --launch.workers {config.workers}: wants 1 <= min <= max"
+        )
     with _sigterm_as_interrupt(), import_module(ENGINES[config.engine]).launcher(config) as engine:
         yield engine
 
@@ -47,7 +54,9 @@ def _sigterm_as_interrupt() -> Iterator[None]:
     """SIGTERM, the way clusters stop a job, would end this process before it could tell its workers to stop."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt(f"signal {number}")
+        # Ray Train has a handler of its own for Ctrl-C; a job that a shell put into the background has none.
+        on_ctrl_c = signal.getsignal(signal.SIGINT)
+        (on_ctrl_c if callable(on_ctrl_c) else signal.default_int_handler)(signal.SIGINT, frame)
 
     if threading.current_thread() is not threading.main_thread():
         yield

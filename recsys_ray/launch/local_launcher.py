@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from unittest.mock import patch
 
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -16,15 +14,15 @@ from torch.distributed.launcher.api import LaunchConfig as ElasticConfig
 from torch.distributed.launcher.api import elastic_launch
 
 from recsys_ray.config import LaunchConfig, TrainConfig
-from recsys_ray.launch.worker import clear_records, failure, run_worker
+from recsys_ray.launch.worker import Train, clear_records, failure, run_worker, without_gpus
 
 
 class LocalLauncher:
-    def run(self, train: Callable[[TrainConfig], None], config: TrainConfig) -> None:
+    def run(self, train: Train, config: TrainConfig) -> None:
         launch = config.launch
-        _check_gpus(launch)
+        gpus = _gpus(launch)
         clear_records(config.run_dir)
-        with tempfile.TemporaryDirectory() as logs, _visible_gpus(launch):
+        with tempfile.TemporaryDirectory() as logs, without_gpus(not gpus):
             elastic = ElasticConfig(
                 min_nodes=1,
                 max_nodes=1,
@@ -51,17 +49,16 @@ def launcher(config: LaunchConfig) -> Iterator[LocalLauncher]:
     yield LocalLauncher()
 
 
-def _check_gpus(launch: LaunchConfig) -> None:
-    wanted, here = launch.workers * (launch.gpus_per_worker or 0), torch.cuda.device_count()
+def _gpus(launch: LaunchConfig) -> int:
+    """GPUs that all workers take together. Raises ValueError where this machine has fewer."""
+    here = torch.cuda.device_count()
+    each = int(here > 0) if launch.gpus_per_worker is None else launch.gpus_per_worker
+    if each not in (0, 1):
+        raise ValueError(f"--launch.gpus-per-worker {each:g}: on this machine a worker takes one GPU, or none")
+    wanted = launch.workers * int(each)
     if wanted > here:
         raise ValueError(
-            f"{launch.workers} workers with --launch.gpus-per-worker {launch.gpus_per_worker} need {wanted:g} GPUs, and this "
-            f"machine has {here}: ask for fewer workers, or take --launch.engine ray on a cluster"
+            f"{launch.workers} workers need {wanted} GPUs, and this machine has {here}: ask for fewer workers, take "
+            "--launch.gpus-per-worker 0 or --launch.engine ray on a cluster"
         )
-
-
-@contextmanager
-def _visible_gpus(launch: LaunchConfig) -> Iterator[None]:
-    """Workers take a GPU where they see one."""
-    with patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": ""} if launch.gpus_per_worker == 0 else {}):
-        yield
+    return wanted

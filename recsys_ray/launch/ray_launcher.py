@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+import signal
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import ray
 import yaml
 from ray.exceptions import OutOfMemoryError
+from ray.train.constants import RAY_CHDIR_TO_TRIAL_DIR
 from ray.train.torch import TorchConfig
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from recsys_ray.config import LaunchConfig, TrainConfig
-from recsys_ray.launch.ray_cluster import ray_cluster, wait_for_capacity
-from recsys_ray.launch.worker import clear_records, failure, run_worker
+from recsys_ray.launch.ray_capacity import wait_for_capacity, worker_resources
+from recsys_ray.launch.ray_cluster import ray_cluster
+from recsys_ray.launch.worker import Train, clear_records, failure, run_worker
 
 
 class RayLauncher:
-    def run(self, train: Callable[[TrainConfig], None], config: TrainConfig) -> None:
+    def run(self, train: Train, config: TrainConfig) -> None:
         bundle = worker_resources(config.launch)
         wait_for_capacity(bundle, config.launch)
         clear_records(config.run_dir)
@@ -33,11 +38,12 @@ class RayLauncher:
                 name="ray",
                 storage_path=str(Path(config.run_dir).absolute()),
                 failure_config=FailureConfig(max_failures=config.launch.max_failures),
-                worker_runtime_env=_runtime_env(config.launch.ray.runtime_env),
+                worker_runtime_env=_runtime_env(config.launch.ray.runtime_env, gpus="GPU" in bundle),
             ),
         )
         try:
-            trainer.fit()
+            with _ctrl_c_as_usual(), patch.dict(os.environ, {RAY_CHDIR_TO_TRIAL_DIR: "0"}):  # else paths mean others there
+                trainer.fit()
         except TrainingFailedError as error:
             raise failure(config.run_dir, _died(error)) or error from None
         clear_records(config.run_dir)
@@ -47,12 +53,6 @@ class RayLauncher:
 def launcher(config: LaunchConfig) -> Iterator[RayLauncher]:
     with ray_cluster(config.ray):
         yield RayLauncher()
-
-
-def worker_resources(launch: LaunchConfig) -> dict[str, float]:
-    """What one worker reserves."""
-    gpus = launch.gpus_per_worker if launch.gpus_per_worker is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
-    return {"CPU": launch.cpus_per_worker, **({"GPU": gpus} if gpus else {}), **launch.ray.resources}
 
 
 def scaling(launch: LaunchConfig, bundle: dict[str, float]) -> ScalingConfig:
@@ -65,13 +65,34 @@ def scaling(launch: LaunchConfig, bundle: dict[str, float]) -> ScalingConfig:
     )
 
 
-def _runtime_env(file: str) -> dict[str, Any]:
-    return yaml.safe_load(Path(file).read_text()) if file else {}
+@contextmanager
+def _ctrl_c_as_usual() -> Iterator[None]:
+    """Ray Train handles Ctrl-C itself: it ends the workers, and then this process with exit code 0, as if all were done."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as ended:
+        raise KeyboardInterrupt from ended
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+
+
+def _runtime_env(file: str, gpus: bool) -> dict[str, Any]:
+    """Ray hides no GPU from a worker that asked for none, and one that sees a GPU takes it."""
+    wanted = yaml.safe_load(Path(file).read_text()) if file else {}
+    return wanted | {"env_vars": wanted.get("env_vars", {}) | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})}
 
 
 def _died(error: TrainingFailedError) -> dict[int, str]:
-    """Workers that vanished: rank -> why, where Ray knows (it does when its own memory monitor killed them)."""
+    """Workers that vanished: rank -> why, where Ray knows."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
     causes = {rank: getattr(found, "health_check_failure", None) for rank, found in failures.items()}
-    memory = {rank: f"Ray, for want of memory: {cause}" for rank, cause in causes.items() if isinstance(cause, OutOfMemoryError)}
-    return {rank: "" for rank, cause in causes.items() if cause is not None} | memory
+    return {rank: _cause(cause) for rank, cause in causes.items() if cause is not None}
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, OutOfMemoryError):
+        return f"Ray, for want of memory: {error}"
+    lost = [line.strip() for line in str(error).splitlines() if "node has died" in line or "node was" in line]
+    return f"the loss of its node: {' '.join(lost)}" if lost else ""

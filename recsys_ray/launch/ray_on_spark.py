@@ -18,7 +18,12 @@ from recsys_ray.launch.spark_cluster import active_session
 
 @contextmanager
 def ray_on_spark(config: RayConfig) -> Iterator[None]:
-    """From spark_nodes[0] to spark_nodes[1] Ray nodes, as the work needs them; RAY_ADDRESS is theirs meanwhile."""
+    """From spark_nodes[0] to spark_nodes[1] Ray nodes, as the work needs them; RAY_ADDRESS is theirs meanwhile.
+
+    Raises ValueError where a node's CPUs are given and its GPUs are not, or the other way round.
+    """
+    if (config.spark_cpus_per_node is None) != (config.spark_gpus_per_node is None):
+        raise ValueError("--launch.ray.spark-cpus-per-node and --launch.ray.spark-gpus-per-node: give both, or neither")
     # Ray's own start script looks for the `ray` command there, and an environment need not have been activated.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # `ray start`, which the head comes from, decides so too: where a token lies it is wanted. Then this process must show it.

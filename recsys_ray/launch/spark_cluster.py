@@ -14,7 +14,7 @@ from pyspark.sql import SparkSession
 
 from recsys_ray.config import LaunchConfig
 
-EXECUTOR_SECONDS = 20
+EXECUTOR_SECONDS = 60
 
 
 @contextmanager
@@ -42,8 +42,13 @@ def new_session(config: LaunchConfig) -> SparkSession:
 
 def on_driver(spark: SparkSession, config: LaunchConfig) -> bool:
     """Whether workers are processes of the driver's machine, rather than tasks."""
+    return config.spark.mode == "driver" or (config.spark.mode == "auto" and _is_local(spark))
+
+
+def _is_local(spark: SparkSession) -> bool:
+    """Whether the driver's process is all that Spark has."""
     master = spark.conf.get("spark.master") or ""
-    return config.spark.mode == "driver" or (config.spark.mode == "auto" and (master == "local" or master.startswith("local[")))
+    return master == "local" or master.startswith("local[")
 
 
 def has_gpus(spark: SparkSession, driver: bool) -> bool:
@@ -51,17 +56,17 @@ def has_gpus(spark: SparkSession, driver: bool) -> bool:
     return int(spark.conf.get(key, "0") or 0) > 0
 
 
-def check_slots(spark: SparkSession, workers: int) -> None:
+def check_slots(spark: SparkSession, tasks: int) -> None:
     """Raises ValueError where the tasks do not fit at once: Spark itself would look for ten minutes whether they do, while
     executors come within seconds."""
     context = spark.sparkContext._jsc.sc()
     profile = context.resourceProfileManager().defaultResourceProfile()
-    deadline = time.monotonic() + EXECUTOR_SECONDS
-    while (slots := context.maxNumConcurrentTasks(profile)) < workers:
+    deadline = time.monotonic() + (0 if _is_local(spark) else EXECUTOR_SECONDS)
+    while (slots := context.maxNumConcurrentTasks(profile)) < tasks:
         if time.monotonic() > deadline:
             cpus = spark.conf.get("spark.task.cpus", "1")
             raise ValueError(
-                f"{workers} workers need as many Spark tasks at once, and {spark.conf.get('spark.master')} has room for {slots} "
+                f"the workers need {tasks} Spark tasks at once, and {spark.conf.get('spark.master')} has room for {slots} "
                 f"of {cpus} CPUs (spark.task.cpus): ask for fewer --launch.workers, or add executors"
             )
         time.sleep(0.5)

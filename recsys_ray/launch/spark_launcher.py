@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -12,7 +13,7 @@ from pyspark.sql import SparkSession
 
 from recsys_ray.config import LaunchConfig, TrainConfig
 from recsys_ray.launch.spark_cluster import active_session, check_slots, has_gpus, new_session, on_driver
-from recsys_ray.launch.worker import clear_records, failure, has_record, run_worker
+from recsys_ray.launch.worker import Train, clear_records, failure, has_record, run_worker, without_gpus
 from recsys_ray.spark_jobs import run_in_group
 
 
@@ -20,24 +21,36 @@ class SparkLauncher:
     def __init__(self, spark: SparkSession) -> None:
         self._spark = spark
 
-    def run(self, train: Callable[[TrainConfig], None], config: TrainConfig) -> None:
-        launch, driver = config.launch, on_driver(self._spark, config.launch)
-        gpus = launch.gpus_per_worker if launch.gpus_per_worker is not None else has_gpus(self._spark, driver)
-        if not driver:
-            check_slots(self._spark, launch.workers)
-        distributor = TorchDistributor(num_processes=launch.workers, local_mode=driver, use_gpu=bool(gpus))
-        for attempts_left in range(launch.max_failures, -1, -1):
+    def run(self, train: Train, config: TrainConfig) -> None:
+        distributor = self._distributor(config.launch)
+        for attempts_left in range(config.launch.max_failures, -1, -1):
             clear_records(config.run_dir)
+            run = partial(distributor.run, _run_once, train, config, uuid.uuid4().hex)
             try:
-                if driver:
-                    distributor.run(_run_once, train, config)
+                if distributor.local_mode:
+                    with without_gpus(not distributor.use_gpu):
+                        run()
                 else:
-                    run_in_group(self._spark, "recsys_ray training", lambda: distributor.run(_run_once, train, config))
+                    run_in_group(self._spark, "recsys_ray training", run)
                 break
             except Exception as error:
                 if not attempts_left:
                     raise failure(config.run_dir) or error from None
         clear_records(config.run_dir)
+
+    def _distributor(self, launch: LaunchConfig) -> TorchDistributor:
+        """Raises ValueError where Spark has no room for the workers."""
+        driver = on_driver(self._spark, launch)
+        gpus = bool(has_gpus(self._spark, driver) if launch.gpus_per_worker is None else launch.gpus_per_worker)
+        try:
+            distributor = TorchDistributor(num_processes=launch.workers, local_mode=driver, use_gpu=gpus)
+        except RuntimeError as error:
+            raise ValueError(f"--launch.gpus-per-worker {launch.gpus_per_worker} on Spark: {error}") from error
+        if distributor.num_processes < launch.workers:
+            raise ValueError(f"{launch.workers} workers need a GPU each, and the driver has {distributor.num_processes}")
+        if not driver:
+            check_slots(self._spark, distributor.num_tasks)
+        return distributor
 
 
 @contextmanager
@@ -46,9 +59,9 @@ def launcher(config: LaunchConfig) -> Iterator[SparkLauncher]:
         yield SparkLauncher(spark)
 
 
-def _run_once(train: Callable[[TrainConfig], None], config: TrainConfig) -> None:
+def _run_once(train: Train, config: TrainConfig, attempt: str) -> None:
     """Spark starts a failed stage again by itself, up to four times; how often is for --launch.max-failures to say."""
     rank = int(os.environ["RANK"])
-    if has_record(config.run_dir, rank):
+    if has_record(config.run_dir, attempt, rank):
         raise RuntimeError(f"worker rank {rank} has failed before")
-    run_worker(train, config)
+    run_worker(train, config, attempt)

@@ -6,6 +6,7 @@ engine's own account differs from one to the next: Ray knows no signals, Spark o
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import faulthandler
 import json
@@ -13,19 +14,35 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Literal, Protocol
+from unittest.mock import patch
 
 from recsys_ray.config import TrainConfig
 
 RECORDS = ".workers"
-LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Timed out waiting", "peer closed")
+LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "NCCL",
+    "Timed out waiting",
+    "peer closed",
+    "process group has not been initialized",  # Ray takes it from the workers that are left
+)
+PR_SET_PDEATHSIG = 1
+
+
+class Train(Protocol):
+    def __call__(self, config: TrainConfig, /) -> None: ...
 
 
 class WorkerFailed(RuntimeError):
@@ -37,23 +54,28 @@ class Record:
     rank: int
     host: str
     pid: int
+    began: float
     state: Literal["running", "finished", "failed", "terminated"] = "running"
     ended: float = 0.0
     error: str = ""
     trace: str = ""
 
 
-def run_worker(train: Callable[[TrainConfig], None], config: TrainConfig) -> None:
-    """Called on every worker, with RANK set. Raises whatever `train` does, after recording it."""
-    records = _records(config.run_dir)
+def run_worker(train: Train, config: TrainConfig, attempt: str = "") -> None:
+    """Called on every worker, with RANK set. Raises whatever `train` does, after recording it.
+
+    `attempt`: the same on all workers that are started together, and on no others; empty: it is told by their meeting place.
+    """
+    records = _records(config.run_dir) / (attempt or _meeting_place())
     records.mkdir(parents=True, exist_ok=True)
-    record = Record(int(os.environ["RANK"]), socket.gethostname(), os.getpid())
+    record = Record(int(os.environ["RANK"]), socket.gethostname(), os.getpid(), time.time())
     _write(records, record)
     # Of a crash in C++ nothing else would remain; SIGKILL alone leaves no trace here.
     with _crash_file(records, record.rank).open("w") as crash:
         faulthandler.enable(crash)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _unwind)
+            _end_with_parent()
         try:
             train(config)
         except BaseException as error:
@@ -66,8 +88,26 @@ def run_worker(train: Callable[[TrainConfig], None], config: TrainConfig) -> Non
     _write(records, dataclasses.replace(record, state="finished", ended=time.time()))
 
 
+@contextmanager
+def without_gpus(hide: bool) -> Iterator[None]:
+    """Workers started meanwhile on this machine see no GPU, if so wanted: one that sees a GPU takes it."""
+    with patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": ""} if hide else {}):
+        yield
+
+
+def _meeting_place() -> str:
+    """Every attempt has a port of its own; torch elastic's have the same, and are counted."""
+    return "-".join(os.environ.get(name, "0") for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"))
+
+
 def _unwind(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
+
+
+def _end_with_parent() -> None:
+    """A worker that waits in NCCL cannot unwind, and would keep its GPU's memory from the next attempt."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _write(records: Path, record: Record) -> None:
@@ -92,36 +132,45 @@ def clear_records(run_dir: str) -> None:
     shutil.rmtree(_records(run_dir), ignore_errors=True)
 
 
-def has_record(run_dir: str, rank: int) -> bool:
-    """Whether a worker of this rank has been started since the records were cleared."""
-    return _record_file(_records(run_dir), rank).exists()
+def has_record(run_dir: str, attempt: str, rank: int) -> bool:
+    """Whether a worker of this rank has been started in this attempt."""
+    return _record_file(_records(run_dir) / attempt, rank).exists()
 
 
 def failure(run_dir: str, died: Mapping[int, str] | None = None) -> WorkerFailed | None:
-    """Why the run failed, or None when no worker got as far as to leave a record.
+    """Why the last attempt failed, or None when no worker got as far as to leave a record.
 
     `died`: what the engine knows of workers that ended without an exception: rank -> its words; None: it knows nothing.
     A worker that was killed makes the others fail for want of their peer, so it comes before such errors.
     """
-    files = sorted(_records(run_dir).glob("rank-*.json"))
-    records = [Record(**json.loads(file.read_text())) for file in files]
-    failed = sorted((record for record in records if record.state == "failed"), key=lambda record: record.ended)
-    lost = [record for record in records if record.state == "running" and (died is None or record.rank in died)]
+    records = _last_attempt(_records(run_dir))
+    failed = sorted((record for record in records.values() if record.state == "failed"), key=lambda record: record.ended)
+    lost = {file: record for file, record in records.items() if record.state == "running"}
+    if died is not None:
+        lost = {file: record for file, record in lost.items() if record.rank in died}
     own = [record for record in failed if not any(words in record.error for words in LOST_PEER)]
     if lost and not own:
-        return WorkerFailed(_obituary(run_dir, lost[0], (died or {}).get(lost[0].rank, "")))
+        deaths = [_obituary(file, record, (died or {}).get(record.rank, "")) for file, record in lost.items()]
+        return WorkerFailed("\n".join((["one of these:"] if died is None and len(deaths) > 1 else []) + deaths))
     if not failed:
         return None
     first = (own or failed)[0]
     return WorkerFailed(f"{first.trace}\n{_name(first)} failed: {first.error}")
 
 
+def _last_attempt(root: Path) -> dict[Path, Record]:
+    """By file. Records of earlier attempts say nothing of why the last one failed."""
+    records = {file: Record(**json.loads(file.read_text())) for file in sorted(root.glob("*/rank-*.json"))}
+    last = max(records, key=lambda file: records[file].began, default=None)
+    return {file: record for file, record in records.items() if last is not None and file.parent == last.parent}
+
+
 def _name(record: Record) -> str:
     return f"worker rank {record.rank} on host {record.host} (process {record.pid})"
 
 
-def _obituary(run_dir: str, record: Record, words: str) -> str:
-    crash = _crash_file(_records(run_dir), record.rank).read_text()
+def _obituary(file: Path, record: Record, words: str) -> str:
+    crash = _crash_file(file.parent, record.rank).read_text()
     if crash:
         return f"{crash}\n{_name(record)} crashed: {crash.splitlines()[0]}"
     cause = (

@@ -47,14 +47,15 @@ def save(root: Path, model: Any, optimizer: CombinedOptimizer, progress: Progres
 
 def resume(root: Path, model: Any, optimizer: CombinedOptimizer) -> Progress:
     """Restores the last committed checkpoint, or starts anew where there is none."""
-    folders = checkpoint.committed(root)
-    if not folders:
+    found = checkpoint.latest(root)
+    if found is None:
         return Progress()
+    folder, progress = found
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    checkpoint.restore(folders[-1], state)
+    checkpoint.restore(folder, state)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    return Progress(**checkpoint.read_progress(folders[-1]))
+    return Progress(**progress)
 
 
 def restore_weights(folder: Path, model: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -27,6 +28,7 @@ from recsys_ray.training.world import World
 GIB = 1 << 30
 RESERVED = 0.15
 INIT_ROWS = 1 << 16
+CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 class Sharder(EmbeddingBagCollectionSharder):
@@ -60,13 +62,20 @@ def available_memory(world: World, config: ShardingConfig) -> int:
     """Bytes that every worker has: the least free GPU memory, or share of free host memory, of all workers."""
     if config.memory_gib:
         return int(config.memory_gib * GIB)
-    if world.device.type == "cuda":
-        free = torch.cuda.mem_get_info(world.device)[0]
-    else:
-        free = psutil.virtual_memory().available // world.local_size
+    on_gpu = world.device.type == "cuda"
+    free = torch.cuda.mem_get_info(world.device)[0] if on_gpu else free_host_memory() // world.on_host
     least = torch.tensor(free, device=world.device)
     dist.all_reduce(least, dist.ReduceOp.MIN)
     return int(least)
+
+
+def free_host_memory() -> int:
+    """Bytes. A container may have less than its host: the limit of its control group, less what is in use there."""
+    free = psutil.virtual_memory().available
+    limit, used = CONTROL_GROUP / "memory.max", CONTROL_GROUP / "memory.current"
+    if limit.exists() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) - int(used.read_text()))
+    return free
 
 
 def make_plan(module: nn.Module, sharder: Sharder, world: World, memory: int, local_batch: int) -> ShardingPlan:
@@ -86,7 +95,7 @@ def make_plan(module: nn.Module, sharder: Sharder, world: World, memory: int, lo
         debug=False,
     )
     try:
-        return planner.collective_plan(module, [sharder], dist.GroupMember.WORLD)
+        return on_their_devices(planner.collective_plan(module, [sharder], dist.GroupMember.WORLD), world.device_indices)
     except PlannerError as error:
         tables = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters() if parameter.is_meta)
         raise ValueError(
@@ -94,6 +103,15 @@ def make_plan(module: nn.Module, sharder: Sharder, world: World, memory: int, lo
             f"{world.size} workers of {memory / GIB:.2f} GiB ({RESERVED:.0%} of it reserved): add workers, lower "
             "num_embeddings in the schema or --model.embedding-dim, or allow more --sharding.types"
         ) from error
+
+
+def on_their_devices(plan: ShardingPlan, indices: tuple[int, ...]) -> ShardingPlan:
+    """The planner takes rank r's GPU for number r modulo the workers of a node: not so where nodes have unequally many workers,
+    or where each worker sees one GPU alone."""
+    shards = [part for tables in plan.plan.values() for table in tables.values() for part in table.sharding_spec.shards]
+    for part in shards if indices else ():
+        part.placement._device = torch.device("cuda", indices[part.placement.rank()])
+    return plan
 
 
 def initialise_tables(model: nn.Module, init_range: float, seed: int) -> None:

@@ -17,7 +17,7 @@ from recsys_ray.config import LoopConfig, TrainConfig, to_json
 from recsys_ray.data.dataset_directory import DatasetDirectory
 from recsys_ray.data.mosaic import separate_shared_memory
 from recsys_ray.data.shard_cache import shard_cache
-from recsys_ray.data.stream import ROW_WEIGHT, BatchLayout, BlockStream, batch_layout
+from recsys_ray.data.stream import ROW_WEIGHT, BatchLayout, BlockStream, batch_layout, check_elastic
 from recsys_ray.models.build import build_task
 from recsys_ray.models.task import Batch, Task
 from recsys_ray.training import progress as run_progress
@@ -44,7 +44,9 @@ def train(config: TrainConfig) -> None:
     logging.getLogger().setLevel(logging.WARNING)
     with join_world(config.launch.cpus_per_worker) as world:
         dataset = DatasetDirectory.open(config.data.path)
-        layout = batch_layout(config.train.global_batch, dataset.summary["block_rows"], world.size)
+        block_rows, launch = dataset.summary["block_rows"], config.launch
+        check_elastic(config.train.global_batch, block_rows, launch.min_workers or launch.workers, launch.workers)
+        layout = batch_layout(config.train.global_batch, block_rows, world.size)
         autocast = autocast_type(config.train, world)
         task = build_task(config.model, dataset.schema, ROW_WEIGHT, world.device, autocast, config.train.seed)
         model = shard(task.module, world, config.sharding, config.optimizer, layout.rows)

@@ -21,6 +21,10 @@ class World:
     device: torch.device
     neighbour: int = 0
     """How many workers of lower rank share this host without being of the same node."""
+    on_host: int = 1
+    """How many workers share this host, of the same node or not."""
+    device_indices: tuple[int, ...] = ()
+    """Of every rank's GPU among those that it sees; on CPU empty."""
 
     @property
     def node(self) -> int:
@@ -34,12 +38,12 @@ def join_world(cpus: float) -> Iterator[World]:
     A worker computes with as many threads as it has CPUs, under every launcher, so that all round in the same order. On the way
     out all workers meet before any leaves: under gloo a worker that goes while others still send aborts them.
     """
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
+    ours, device = not dist.is_initialized(), torch.device("cpu")
+    # Where the launcher made the group, it has decided: Ray does so by whether a worker has a GPU of its own.
+    if torch.cuda.is_available() and (ours or "nccl" in dist.get_backend()):
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         torch.cuda.set_device(device)
     torch.set_num_threads(max(1, int(cpus)))
-    ours = not dist.is_initialized()
     if ours:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
@@ -52,11 +56,13 @@ def join_world(cpus: float) -> Iterator[World]:
 
 def _meet(device: torch.device) -> World:
     """Tells TorchRec and Mosaic Streaming, by the environment, which workers really share a host."""
-    hosts: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(hosts, socket.gethostname())
-    local_rank, local_size, neighbour = node_layout(hosts, dist.get_rank())
+    found: list[tuple[str, int | None]] = [("", None)] * dist.get_world_size()
+    dist.all_gather_object(found, (socket.gethostname(), device.index))
+    rank, hosts = dist.get_rank(), [host for host, _ in found]
+    local_rank, local_size, neighbour = node_layout(hosts, rank)
     os.environ |= {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(local_size)}
-    return World(dist.get_rank(), len(hosts), local_rank, local_size, device, neighbour)
+    indices = tuple(index for _, index in found if index is not None)
+    return World(rank, len(hosts), local_rank, local_size, device, neighbour, hosts.count(hosts[rank]), indices)
 
 
 def node_layout(hosts: list[str], rank: int) -> tuple[int, int, int]:
