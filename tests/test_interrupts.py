@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import shutil
@@ -9,13 +10,18 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
+from recsys_ray.config import LaunchConfig, SparkConfig, TrainConfig
+from recsys_ray.launch.launcher import launcher
 from tests.processes import MARK, gone, marked, needs_java
 from tests.ray_head import Head, listed, ray_head, submit
 
@@ -108,3 +114,36 @@ def test_nothing_is_left_on_a_ray_cluster_that_goes_on(
     interrupt(job, tmp_path, number)
     assert gone(lambda: held(head), seconds=60) == []
     assert gone(lambda: segments() - before) == []
+
+
+def wait_long(config: TrainConfig) -> None:
+    Path(config.run_dir, f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
+    time.sleep(300)
+
+
+def interrupt_when_running(run_dir: Path) -> None:
+    while len(list(run_dir.glob("pid-*"))) < 2:
+        time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def interrupted_in_a_session(run_dir: Path) -> tuple[list[int], int]:
+    """The session's jobs afterwards, and what it still counts."""
+    from pyspark.sql import SparkSession
+
+    spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", False).getOrCreate()
+    threading.Thread(target=interrupt_when_running, args=(run_dir,), daemon=True).start()
+    launch = LaunchConfig("spark", 2, spark=SparkConfig(mode="cluster"))
+    with pytest.raises(KeyboardInterrupt), launcher(launch) as cluster:
+        cluster.run(wait_long, TrainConfig(run_dir=str(run_dir), launch=launch))
+    return list(spark.sparkContext.statusTracker().getActiveJobsIds()), spark.range(7).count()
+
+
+@needs_java
+def test_no_spark_job_is_left_in_a_session_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a notebook, where the session is there before and after."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # Spark's workers import the functions of this module by its name
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        assert process.submit(interrupted_in_a_session, tmp_path).result() == ([], 7)
+    workers = [int(file.read_text()) for file in tmp_path.glob("pid-*")]
+    assert gone(lambda: [str(pid) for pid in workers if psutil.pid_exists(pid)]) == []

@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyspark.sql import functions
 
 from recsys_ray.data.prepare import prepare
 from recsys_ray.data.spark_tables import open_spark_table
@@ -73,11 +75,12 @@ def test_tables_that_cannot_be_read(spark_session, tmp_path):
 
 
 def test_rows_that_change_between_passes(spark_session, tmp_path):
-    """As many rows, yet others: what a view with a random number, or a table that is written to meanwhile, gives."""
+    """As many rows, yet others: what a view that computes anew each time, or a table that is written to meanwhile, gives."""
     source = write_input(tmp_path / "in")
     config = config_for(source, engine="spark", parquet="table:moving", schema=str(source / "schema.json"))
     spark_session.read.parquet(str(source / "0.parquet")).createOrReplaceTempView("still")
-    spark_session.sql("SELECT * EXCEPT (price), price + rand() AS price FROM still").createOrReplaceTempView("moving")
+    spark_session.udf.register("noise", functions.udf(lambda: time.time(), "double").asNondeterministic())
+    spark_session.sql("SELECT * EXCEPT (price), price + noise() AS price FROM still").createOrReplaceTempView("moving")
     with pytest.raises(ValueError, match="not the 2,000 rows that were to be kept: the source changed during preparation"):
         prepare(config)
     assert names(tmp_path) == ["in"]

@@ -28,4 +28,5 @@ def test_prepares_and_trains_and_leaves_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
     assert outcome["world_size"] == 2 and outcome["launcher"] == "ray" and outcome["test_auc"] > 0.55
-    assert gone(lambda: marked(mark)) == []
+    # A node's agents that find their cluster gone, too, try for a minute to tell it that their node is.
+    assert gone(lambda: marked(mark), seconds=90) == []

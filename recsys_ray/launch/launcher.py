@@ -41,10 +41,9 @@ def launcher(config: LaunchConfig) -> Iterator[Launcher]:
         raise ValueError(f"--launch.engine {config.engine} is not one of {', '.join(ENGINES)}")
     if config.min_workers is not None and config.engine != "ray":
         raise ValueError(f"--launch.min-workers: {config.engine} starts a fixed number of workers; only ray is elastic")
-    if not 1 <= (config.min_workers if config.min_workers is not None else config.workers) <= config.workers:
-        raise ValueError(
-            f"--launch.min-workers {config.min_workers} and --launch.workers {config.workers}: wants 1 <= min <= max"
-        )
+    fewest = config.workers if config.min_workers is None else config.min_workers
+    if not 1 <= fewest <= config.workers:
+        raise ValueError(f"--launch.workers {config.workers}, --launch.min-workers {fewest}: wants at least 1, and min <= max")
     with _sigterm_as_interrupt(), import_module(ENGINES[config.engine]).launcher(config) as engine:
         yield engine
 
