@@ -1,7 +1,9 @@
 """The one place that imports Mosaic Streaming.
 
 `import streaming` pulls in its vision, text and multimodal parts, and vision wants torchvision, which cannot be installed
-beside a CPU-only torch from the same source. Nothing here reads images, so empty modules stand in for those three parts.
+beside a CPU-only torch from the same source. Nothing here reads images, so empty modules stand in for those three parts. It
+pulls in transformers, too, most of a second in every process, for two types of batch that are not met here: stand-ins as well,
+while it is imported.
 """
 
 import itertools
@@ -10,11 +12,21 @@ from types import ModuleType
 
 for _part in ("vision", "text", "multimodal"):
     sys.modules.setdefault(f"streaming.{_part}", ModuleType(f"streaming.{_part}"))
+_types = {"feature_extraction_utils": "BatchFeature", "tokenization_utils_base": "BatchEncoding"}
+_stand_ins = {"transformers": ModuleType("transformers")}
+for _module, _type in _types.items():
+    _stand_ins[f"transformers.{_module}"] = ModuleType(_module)
+    setattr(_stand_ins[f"transformers.{_module}"], _type, type(_type, (), {}))
+_stand_ins = {name: module for name, module in _stand_ins.items() if "transformers" not in sys.modules}
+sys.modules |= _stand_ins
 
 from streaming import MDSWriter, StreamingDataset  # noqa: E402
 from streaming.base.partition import get_partitions  # noqa: E402
 from streaming.base.shared import prefix as _prefix  # noqa: E402
 from streaming.base.util import merge_index  # noqa: E402
+
+for _name in _stand_ins:
+    del sys.modules[_name]
 
 __all__ = ["MDSWriter", "StreamingDataset", "get_partitions", "merge_index", "separate_shared_memory"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.metrics import log_loss, roc_auc_score
 
 
 def binary_metrics(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, float]:
@@ -13,6 +12,9 @@ def binary_metrics(predictions: np.ndarray, labels: np.ndarray, weights: np.ndar
     the entropy of the base rate, below 1 where the model knows more than the base rate (He et al. 2014, "Practical Lessons
     from Predicting Clicks on Ads at Facebook"). calibration: predicted positives over observed ones. NaN where undefined.
     """
+    # Not at the top: a second that every process would pay, and rank 0 alone needs.
+    from sklearn.metrics import log_loss, roc_auc_score
+
     base_rate = float(np.average(labels, weights=weights))
     loss = float(log_loss(labels, predictions.astype(np.float64), sample_weight=weights, labels=[0, 1]))
     two_classes = 0 < base_rate < 1

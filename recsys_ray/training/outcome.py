@@ -30,9 +30,7 @@ def finish(
     progress: Progress,
     tracker: Tracker,
 ) -> None:
-    """`test` is None on every rank but 0, and there too where the dataset has no test rows."""
-    if world.rank != 0:
-        return
+    """On rank 0. `test` is None where the dataset has no test rows."""
     run_dir = Path(config.run_dir)
     metrics = task.metrics(*test) if test is not None else {}
     outcome: dict[str, Any] = {

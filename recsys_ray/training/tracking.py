@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
+import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import mlflow
-import mlflow.tracking
+from typing import TYPE_CHECKING, Any
 
 from recsys_ray.config import TrackingConfig, TrainConfig
 from recsys_ray.training.world import World
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 
 def tracking_uri(config: TrackingConfig, run_dir: Path) -> str:
@@ -24,11 +25,14 @@ class Tracker:
 
     def __init__(self, config: TrainConfig, run_dir: Path, world: World, run_id: str) -> None:
         self.run_id = run_id
-        self._client: mlflow.tracking.MlflowClient | None = None
+        self._client: MlflowClient | None = None
         if world.rank != 0:
             return
+        # Not at the top: a second that every process would pay, and rank 0 alone needs.
+        from mlflow.tracking import MlflowClient
+
         self.uri = tracking_uri(config.tracking, run_dir)
-        self._client = mlflow.tracking.MlflowClient(self.uri)
+        self._client = MlflowClient(self.uri)
         if not run_id:
             self.run_id = self._create(config, run_dir)
         self._client.update_run(self.run_id, status="RUNNING")
@@ -50,8 +54,10 @@ class Tracker:
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         if self._client is not None:
-            now = mlflow.utils.time.get_current_time_millis()
-            points = [mlflow.entities.Metric(name, value, now, step) for name, value in values.items() if value == value]
+            from mlflow.entities import Metric
+
+            now = int(time.time() * 1000)
+            points = [Metric(name, value, now, step) for name, value in values.items() if value == value]
             self._client.log_batch(self.run_id, metrics=points)
 
     def tags(self, values: dict[str, str]) -> None:

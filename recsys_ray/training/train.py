@@ -24,7 +24,6 @@ from recsys_ray.training import progress as run_progress
 from recsys_ray.training.evaluate import Predictions, predict_split
 from recsys_ray.training.loop import Meter, make_step, train_epoch
 from recsys_ray.training.optimizers import build_optimizer
-from recsys_ray.training.outcome import finish
 from recsys_ray.training.progress import Progress
 from recsys_ray.training.sharding import initialise_tables, plan_shards, plan_table, shard
 from recsys_ray.training.tracking import Tracker
@@ -62,7 +61,11 @@ def train(config: TrainConfig) -> None:
             fit(config, world, task, model, optimizer, streams, progress, tracker)
             run_progress.restore_weights(checkpoints(config) / progress.best, model)
             test = predictions(task, model, streams.get("test"), world)
-            finish(config, world, task, model, dataset, test, progress, tracker)
+            if world.rank == 0:
+                # Not at the top: rank 0 alone draws.
+                from recsys_ray.training.outcome import finish
+
+                finish(config, world, task, model, dataset, test, progress, tracker)
             dist.barrier()
         except BaseException:
             tracker.end("FAILED")
