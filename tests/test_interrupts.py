@@ -143,6 +143,7 @@ def interrupted_in_a_session(run_dir: Path) -> tuple[list[int], int]:
 def test_no_spark_job_is_left_in_a_session_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a notebook, where the session is there before and after."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # Spark's workers import the functions of this module by its name
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         assert process.submit(interrupted_in_a_session, tmp_path).result() == ([], 7)
     workers = [int(file.read_text()) for file in tmp_path.glob("pid-*")]
