@@ -174,6 +174,7 @@ def _obituary(file: Path, record: Record, words: str) -> str:
     if crash:
         return f"{crash}\n{_name(record)} crashed: {crash.splitlines()[0]}"
     cause = (
-        "SIGKILL: the system ran out of memory (lower --train.global-batch or the tables, or add workers), or someone killed it"
+        "SIGKILL: the system ran out of memory (lower --train.global-batch or the tables, or add workers), its node was lost, "
+        "or someone killed it"
     )
     return f"{_name(record)} was killed by {words or cause}"
