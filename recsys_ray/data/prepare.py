@@ -147,7 +147,7 @@ def _check_enough(profile: Profile, config: PrepareConfig) -> None:
 
 def _check_complete(profile: Profile, written: Written) -> None:
     kept, rows = profile.rows - sum(profile.reasons.values()), written.rows
-    if (sum(rows.values()), written.hash_sum) != (kept, profile.good_rows):
+    if (sum(rows.values()), written.hash_sum) != (kept, profile.hash_sum):
         raise ValueError(
             f"wrote {rows}, not the {kept:,} rows that were to be kept: the source changed during preparation. Run it again; a "
             "view that gives other rows each time (a limit, a random or a floating-point sum) must be a table first"

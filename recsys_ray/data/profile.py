@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_ray.data.sources import hash_sum
+from recsys_ray.data.sources import ROW_HASH, hash_sum
 from recsys_ray.data.time_counts import TimeCounts
 from recsys_ray.data.transform import canonical, seconds, value_hashes
 from recsys_ray.schema import Categorical, Schema
@@ -28,8 +28,8 @@ class Profile:
     rows: int = 0
     bytes: int = 0
     """In memory, about."""
-    good_rows: int = 0
-    """The sum of their ROW_HASH, modulo 2^64."""
+    hash_sum: int = 0
+    """Of the good rows."""
     reasons: Counter[str] = field(default_factory=Counter)
     missing: Counter[str] = field(default_factory=Counter)
     smallest_hashes: dict[str, np.ndarray] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Profile:
         return Profile(
             self.rows + other.rows,
             self.bytes + other.bytes,
-            (self.good_rows + other.good_rows) % 2**64,
+            (self.hash_sum + other.hash_sum) % 2**64,
             self.reasons + other.reasons,
             self.missing + other.missing,
             {n: _smallest(np.concatenate([p.smallest_hashes.get(n, none) for p in (self, other)])) for n in names},
@@ -72,8 +72,10 @@ def profile_batch(batch: pa.Table, schema: Schema, faults: PerRow) -> Profile:
     if schema.timestamp:
         kept = seconds(batch[schema.timestamp.name].filter(good).combine_chunks())
         times = TimeCounts.of(kept.to_numpy(zero_copy_only=False))
-    rows = hash_sum(batch.filter(good))
-    return Profile(batch.num_rows, batch.nbytes, rows, Counter(reason for reason in reasons if reason), missing, hashes, times)
+    kept_hashes = hash_sum(batch.select([ROW_HASH]).filter(good))
+    return Profile(
+        batch.num_rows, batch.nbytes, kept_hashes, Counter(reason for reason in reasons if reason), missing, hashes, times
+    )
 
 
 def _missing(values: pa.ChunkedArray) -> int:
