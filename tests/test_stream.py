@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from recsys_ray.config import DataConfig, PrepareConfig, SplitConfig
 from recsys_ray.data.prepare import prepare
-from recsys_ray.data.stream import ROW_WEIGHT, BlockStream, batch_layout
+from recsys_ray.data.stream import ROW_WEIGHT, BlockStream, batch_layout, check_elastic
 from recsys_ray.schema import Categorical, Label, Schema, Weight
 from tests.workers import run_workers
 
@@ -120,3 +120,9 @@ def test_global_batch_that_is_not_whole_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match=r"--train.global-batch 1000 is not a multiple .*256 \* 2 workers: use 1024"):
         batch_layout(1000, 256, 2)
     assert batch_layout(1024, 256, 2).rows == 512
+
+
+def test_sizes_of_an_elastic_run_that_cannot_share_a_batch_are_named():
+    with pytest.raises(ValueError, match=r"4096 is not a multiple of block_rows 256 \* \[3\] workers, .* use a multiple of 3072"):
+        check_elastic(4096, 256, 2, 4)
+    check_elastic(3072, 256, 2, 4)

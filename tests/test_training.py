@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -98,6 +99,16 @@ def test_run_stopped_within_an_epoch_goes_on_there(dataset: Path, tmp_path: Path
     expected, found = weights(tmp_path / "whole"), weights(tmp_path / "two")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+
+
+@pytest.mark.parametrize(("fewest", "words"), [(None, r"\* 1 workers: use 1024"), (1, r"\* \[1\] workers, which an elastic run")])
+def test_batch_that_workers_cannot_share_is_refused_in_words_for_this_run(
+    dataset: Path, tmp_path: Path, fewest: int | None, words: str
+) -> None:
+    wanted = config(dataset, tmp_path, global_batch=1000)
+    wanted = dataclasses.replace(wanted, launch=dataclasses.replace(wanted.launch, min_workers=fewest))
+    with pytest.raises(torch.multiprocessing.ProcessRaisedException, match=words):
+        run_workers(train, 1, wanted)
 
 
 def test_every_figure_of_the_outcome_is_there(two_workers: Path) -> None:

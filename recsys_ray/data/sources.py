@@ -28,7 +28,7 @@ Share = Callable[[Any], Callable[[], Any]]
 
 
 def hash_sum(rows: pa.Table) -> int:
-    """Of ROW_HASH, modulo 2^64: two sets of as many rows have the same one only when they are the same rows."""
+    """Of ROW_HASH, modulo 2^64: two sets of as many rows that differ have the same one by a chance of 2^-64 alone."""
     return int(rows[ROW_HASH].to_numpy().sum(dtype=np.uint64))
 
 

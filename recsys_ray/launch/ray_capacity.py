@@ -24,7 +24,7 @@ REPORT_SECONDS = 10
 REQUEST_SECONDS = 60
 
 
-def worker_resources(launch: LaunchConfig) -> dict[str, float]:
+def worker_resources(launch: LaunchConfig) -> Resources:
     """What one worker reserves. Raises ValueError when that is nothing."""
     gpus = launch.gpus_per_worker if launch.gpus_per_worker is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
     bundle = {"CPU": launch.cpus_per_worker, "GPU": gpus, **launch.ray.resources}

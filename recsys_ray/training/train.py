@@ -44,7 +44,8 @@ def train(config: TrainConfig) -> None:
     with join_world(config.launch.cpus_per_worker) as world:
         dataset = DatasetDirectory.open(config.data.path)
         block_rows, launch = dataset.summary["block_rows"], config.launch
-        check_elastic(config.train.global_batch, block_rows, launch.min_workers or launch.workers, launch.workers)
+        if launch.min_workers is not None:
+            check_elastic(config.train.global_batch, block_rows, launch.min_workers, launch.workers)
         layout = batch_layout(config.train.global_batch, block_rows, world.size)
         autocast = autocast_type(config.train, world)
         task = build_task(config.model, dataset.schema, ROW_WEIGHT, world.device, autocast, config.train.seed)
