@@ -22,6 +22,7 @@ from recsys_ray.config import DLRMConfig, LaunchConfig, LoopConfig, OptimizerCon
 from recsys_ray.data.prepare import dataset_for
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.launch.worker import WorkerFailed
+from recsys_ray.training.summary import summary
 from recsys_ray.training.tracking import tracking_uri
 from recsys_ray.training.train import train
 
@@ -40,20 +41,16 @@ def main(config: TrainConfig) -> None:
         path = dataset_for(config.data, config.run_dir, "spark" if config.launch.engine == "spark" else "ray")
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(Path(path).absolute())))
         engine.run(train, config)
-    outcome = json.loads(Path(config.run_dir, "outcome.json").read_text())
-    print(
-        f"test AUC {outcome.get('test_auc', float('nan')):.4f}   test NE {outcome.get('test_ne', float('nan')):.4f}   "
-        f"{outcome['rows_per_second']:,.0f} rows/s on {outcome['world_size']} workers"
-    )
+    print(summary(json.loads(Path(config.run_dir, "outcome.json").read_text())))
     print(f"report   {config.run_dir}/report.html")
     print(f"MLflow   mlflow ui --backend-store-uri {tracking_uri(config.tracking, Path(config.run_dir))}")
 
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(TrainConfig, default=CONFIG, description=__doc__))
+        main(tyro.cli(TrainConfig, default=CONFIG, description=__doc__, config=(tyro.conf.AvoidSubcommands,)))
     except (ValueError, OSError, WorkerFailed) as error:
-        sys.exit(f"train_dlrm: {error}")
+        sys.exit(f"{Path(__file__).stem}: {error}")
     except KeyboardInterrupt:
-        print("train_dlrm: interrupted; run it again to go on after the last checkpoint", file=sys.stderr)
+        print(f"{Path(__file__).stem}: interrupted; run it again to go on after the last checkpoint", file=sys.stderr)
         sys.exit(130)

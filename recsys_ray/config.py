@@ -13,8 +13,9 @@ from typing import Literal
 class SplitConfig:
     """How rows are divided into train, validation and test."""
 
-    by: Literal["random", "time", "column"] = "random"
-    """random: by a hash of file and row. time: the latest rows are test, those before them validation. column: as it says."""
+    by: Literal["random", "time", "leave_one_out", "column"] = "random"
+    """random: by a hash of file and row. time: the latest rows are test, those before them validation. leave_one_out: each user's
+    latest positive row is test, the one before it validation. column: as it says."""
     validation: float = 0.1
     """Fraction of rows, for random and time."""
     test: float = 0.1
@@ -60,6 +61,8 @@ class DataConfig:
     parquet: str = ""
     """Raw Parquet, prepared first; its schema is `--data.schema` or the `schema.json` beside it."""
     schema: str = ""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    """Of raw Parquet or MovieLens; a dataset directory has its own."""
     cache: str = ""
     """Folder on each node's own disk for unpacked copies of the shards, removed at the end; empty: the temporary folder."""
     loader_workers: int | None = None
@@ -89,11 +92,51 @@ class DLRMConfig:
 
 
 @dataclass(frozen=True)
+class TwoTowerConfig:
+    """Two Tower retrieval (Covington et al. 2016; Yi et al. 2019): a query tower of user and context columns, a candidate tower
+    of item columns; the score is the dot product of what they return."""
+
+    embedding_dim: int = 64
+    """Of the tables, and of both towers' vectors."""
+    pooling: Literal["mean", "sum", "attention"] = "mean"
+    """How the values of a multi-valued column become one vector; attention: weighted by a learned query and position."""
+    pooled_values: int = 50
+    """For attention: how many values of a row count, from the first."""
+    init_range: float = 0.0
+    """Embeddings start uniform in ± this; 0: ± 1/sqrt(rows of the table)."""
+    query_layers: tuple[int, ...] = (128,)
+    """Hidden layers; a last one of embedding_dim is added. Without any: the sum of the columns' embeddings, which of one column
+    a side is matrix factorisation."""
+    candidate_layers: tuple[int, ...] = (128,)
+    dropout: float = 0.0
+    """Of what goes into each tower, while training."""
+    normalize: bool = False
+    """Scale the vectors to length 1, so that a score is a cosine over the temperature."""
+    temperature: float = 1.0
+    loss: Literal["softmax", "bce"] = "softmax"
+    """softmax: over the positive rows' items in the batches of all workers. bce: of each row's own label."""
+    log_q: bool = True
+    """Correct the softmax for items being in the batch by popularity."""
+    uniform_negatives: int = 0
+    """Items of the catalogue drawn into each worker's batch as negatives besides."""
+    hard_negatives: int = 0
+    """Average the loss with one over this many negatives alone, each row's highest-scoring; 0: do not."""
+    metrics_at: tuple[int, ...] = (10, 20, 100)
+    """The k of recall@k and its like; the first is that of early stopping."""
+    group_by: str = ""
+    """A single-valued user column: test metrics for each of its values."""
+    ials: bool = False
+    """Compare with iALS too, fitted on one worker to all training pairs; popularity is always compared with."""
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """Embeddings are updated within the backward pass (fused); the dense part by Adam."""
 
     sparse: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
     sparse_learning_rate: float = 0.05
+    sparse_weight_decay: float = 0.0
+    """L2, of the rows that a batch looks up."""
     dense_learning_rate: float = 1e-3
     dense_weight_decay: float = 0.0
     warmup_steps: int = 0
@@ -117,7 +160,7 @@ class LoopConfig:
     log_every: int = 50
     """Steps between progress lines and MLflow points."""
     patience: int = 2
-    """Stop after this many epochs without a better validation NE; 0: never stop early."""
+    """Stop after this many epochs without a better validation metric (DLRM: NE, Two Tower: NDCG); 0: never stop early."""
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast of the dense part on GPUs that have it, fp32 elsewhere."""
@@ -196,7 +239,7 @@ class TrainConfig:
     run_dir: str = ""
     """Where everything ends up: checkpoints, outcome.json, report.html. Running again in it goes on."""
     data: DataConfig = field(default_factory=DataConfig)
-    model: DLRMConfig = field(default_factory=DLRMConfig)
+    model: DLRMConfig | TwoTowerConfig = field(default_factory=DLRMConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: LoopConfig = field(default_factory=LoopConfig)
     sharding: ShardingConfig = field(default_factory=ShardingConfig)

@@ -1,6 +1,7 @@
 """Columns and their kinds: the contract between raw tables, the dataset directory and the models.
 
-A schema lists columns of five kinds (label, dense, categorical, weight, timestamp). It is written by hand or inferred from
+A schema lists columns of five kinds (label, dense, categorical, weight, timestamp); without a label every row is a positive one,
+as in a log of purchases. It is written by hand or inferred from
 Parquet types (data/arrow_types.py), completed by preparation (vocabulary sizes, means) and stored as `schema.json` at the root of
 every dataset directory, so that training needs no column flags. Row 0 of every embedding table means "missing or never seen".
 """
@@ -49,6 +50,7 @@ class Categorical:
     hash: any value, hashed into rows 1 to num_embeddings - 1. vocabulary: the values of training rows seen at least
     `min_frequency` times, most frequent first, at most num_embeddings - 1 of them (0: no limit; preparation writes the
     size found). identity: value v selects row v + 1, for 0 <= v < num_embeddings - 1. Columns naming one `table` share it.
+    `key`: it tells the users or the items apart, on whose side it is; retrieval wants both.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Categorical:
     multi: bool = False
     table: str = ""
     min_frequency: int = 1
+    key: bool = False
 
     @property
     def table_name(self) -> str:
@@ -97,8 +100,12 @@ class Schema:
             _check_table(table, columns)
 
     @property
-    def label(self) -> Label:
-        return next(column for column in self.columns if isinstance(column, Label))
+    def features(self) -> tuple[Categorical | Dense, ...]:
+        return (*self.categorical, *self.dense)
+
+    @property
+    def label(self) -> Label | None:
+        return next((column for column in self.columns if isinstance(column, Label)), None)
 
     @property
     def dense(self) -> tuple[Dense, ...]:
@@ -115,6 +122,10 @@ class Schema:
     @property
     def timestamp(self) -> Timestamp | None:
         return next((column for column in self.columns if isinstance(column, Timestamp)), None)
+
+    def key(self, side: Side) -> Categorical | None:
+        """The column that tells the users or the items apart."""
+        return next((column for column in self.categorical if column.key and column.side == side), None)
 
     @property
     def tables(self) -> dict[str, list[Categorical]]:
@@ -185,12 +196,21 @@ def _check_names(schema: Schema) -> None:
     repeated = [name for name, count in Counter(column.name for column in schema.columns).items() if count > 1]
     if repeated:
         raise ValueError(f"column {repeated[0]!r} appears more than once")
-    for kind, least in ((Label, 1), (Weight, 0), (Timestamp, 0)):
+    for kind in (Label, Weight, Timestamp):
         found = [column.name for column in schema.columns if isinstance(column, kind)]
-        if not least <= len(found) <= 1:
-            raise ValueError(f"{kind.__name__.lower()} columns found: {found}; wants {'one' if least else 'at most one'}")
+        if len(found) > 1:
+            raise ValueError(f"{kind.__name__.lower()} columns found: {found}; wants at most one")
     if not schema.categorical:
         raise ValueError("no categorical column, so there is nothing to embed")
+    for key in (column for column in schema.categorical if column.key):
+        _check_key(key, schema)
+
+
+def _check_key(key: Categorical, schema: Schema) -> None:
+    if key.multi or key.side == "context":
+        raise ValueError(f"column {key.name!r}: a key holds one value a row and is on side user or item")
+    if (other := schema.key(key.side)) is not key and other is not None:
+        raise ValueError(f"columns {other.name!r} and {key.name!r} are both the key of side {key.side}; wants at most one")
 
 
 def _check_table(table: str, columns: list[Categorical]) -> None:

@@ -2,6 +2,7 @@
 
 schema.json          columns, with the sizes and means that preparation found
 vocabularies/        <table>.parquet: values, most frequent first
+catalogue.parquet    every item that may be recommended, raw, where the schema has an item key
 train/ validation/ test/   MDS row blocks; a split without index.json is no split
 rejected/            bad rows as Parquet with the reason (only when there are some)
 summary.json         what went in and what came out
@@ -29,6 +30,7 @@ from recsys_ray.data.transform import Vocabularies
 from recsys_ray.schema import Schema
 
 SUMMARY = "summary.json"
+CATALOGUE = "catalogue.parquet"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
@@ -49,6 +51,20 @@ class DatasetDirectory:
     def split(self, name: str) -> Path | None:
         """The folder of a split, or None where it has no rows."""
         return self.root / name if (self.root / name / "index.json").exists() else None
+
+
+def write_catalogue(root: Path, items: pa.Table) -> None:
+    pq.write_table(items, root / CATALOGUE)
+
+
+def load_catalogue(dataset: DatasetDirectory) -> pa.Table:
+    """Raw item columns and how often each was chosen. Raises FileNotFoundError where the dataset has no item key."""
+    if not (dataset.root / CATALOGUE).exists():
+        raise FileNotFoundError(
+            f'{dataset.root} has no {CATALOGUE}: retrieval wants "key": true in the schema at the columns that tell users and '
+            "items apart; then prepare the dataset again"
+        )
+    return pq.read_table(dataset.root / CATALOGUE)
 
 
 def write_vocabularies(root: Path, vocabularies: Vocabularies) -> None:

@@ -1,5 +1,5 @@
-"""What training needs to know of the training rows: means and deviations of standardised columns, and vocabularies. Batches of
-rows report partial results, which are merged: the driver must hold the distinct values of the vocabularies."""
+"""What training needs to know of the training rows: means and deviations of standardised columns, vocabularies, and how often
+each item was chosen. Batches of rows report partial results, which are merged: the driver must hold the distinct values."""
 
 from __future__ import annotations
 
@@ -12,12 +12,23 @@ import pyarrow.compute as pc
 
 from recsys_ray.data.exact_sums import Moments, moments_of
 from recsys_ray.data.profile import PerRow
-from recsys_ray.data.transform import Vocabularies, canonical, unscaled
+from recsys_ray.data.transform import Vocabularies, canonical, positives, unscaled
 from recsys_ray.schema import Categorical, Column, Dense, Schema
 
 COMPACT_ROWS = 1 << 22
 NO_COUNTS = pa.schema({"table": pa.string(), "value": pa.string(), "frequency": pa.int64()}).empty_table()
+ITEMS = ""
+"""Under this name, which no table has, `counts` holds the frequencies of items."""
 Tables = dict[str, list[Categorical]]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    schema: Schema
+    """With means, deviations and vocabulary sizes."""
+    vocabularies: Vocabularies
+    item_frequencies: pa.Table
+    """value (as text) and frequency of the item key's values among positive training rows; empty where it has none."""
 
 
 @dataclass(frozen=True)
@@ -41,24 +52,26 @@ class Measured:
 
 
 def wants_fitting(schema: Schema) -> bool:
-    return bool(_standard(schema) or _tables(schema))
+    return bool(_standard(schema) or _tables(schema) or schema.key("item"))
 
 
 def measure(batch: pa.Table, schema: Schema, faults: PerRow, split_of: PerRow) -> Measured:
     """Of the good training rows in the batch."""
     batch = batch.filter(pa.array(faults(batch) == None))  # noqa: E711
     batch = batch.filter(pa.array(split_of(batch) == 0))
-    return Measured(
-        {column.name: _moments(column, batch[column.name]) for column in _standard(schema)}, _value_counts(batch, _tables(schema))
-    )
+    counts = [_value_counts(batch, _tables(schema))]
+    if item := schema.key("item"):
+        counts.append(_value_counts(batch.filter(pa.array(positives(batch, schema))), {ITEMS: [item]}))
+    moments = {column.name: _moments(column, batch[column.name]) for column in _standard(schema)}
+    return Measured(moments, pa.concat_tables(counts))
 
 
-def completed(schema: Schema, measured: Measured) -> tuple[Schema, Vocabularies]:
-    """The schema with means, deviations and vocabulary sizes, and the vocabularies."""
+def completed(schema: Schema, measured: Measured) -> Fitted:
     counts = _compacted(measured.counts)
     vocabularies = {name: _vocabulary(counts, name, columns[0]) for name, columns in _tables(schema).items()}
     columns = tuple(_completed(column, measured.moments, vocabularies) for column in schema.columns)
-    return Schema(columns), vocabularies
+    items = counts.filter(pc.field("table") == ITEMS).select(["value", "frequency"])
+    return Fitted(Schema(columns), vocabularies, items)
 
 
 def _standard(schema: Schema) -> list[Dense]:
@@ -89,9 +102,9 @@ def _value_counts(batch: pa.Table, tables: Tables) -> pa.Table:
         for column in columns:
             values = batch[column.name].combine_chunks()
             values = canonical(column, values.flatten() if column.multi else values).drop_null()
-            counts = pc.value_counts(values.cast(pa.string()))
-            named = pa.array([table] * len(counts), pa.string())
-            parts.append(pa.table({"table": named, "value": counts.field("values"), "frequency": counts.field("counts")}))
+            counts = pc.value_counts(values)
+            named, text = pa.array([table] * len(counts), pa.string()), counts.field("values").cast(pa.string())
+            parts.append(pa.table({"table": named, "value": text, "frequency": counts.field("counts")}))
     return pa.concat_tables(parts)
 
 

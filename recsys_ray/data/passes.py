@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from recsys_ray.data.catalogue import item_columns, items_of, merged_items
 from recsys_ray.data.engine import Engine
-from recsys_ray.data.fit import Measured, completed, measure, wants_fitting
+from recsys_ray.data.fit import NO_COUNTS, Fitted, Measured, completed, measure, wants_fitting
+from recsys_ray.data.leave_one_out import HeldOut, LatestRows, latest_rows
 from recsys_ray.data.mds_parts import SPLIT_COLUMN, PartWriter, Written
 from recsys_ray.data.profile import Profile, profile_batch
 from recsys_ray.data.sources import ROW_HASH, Rows, Source
 from recsys_ray.data.splits import RowRules
-from recsys_ray.data.transform import Vocabularies, transform
-from recsys_ray.schema import Schema
+from recsys_ray.data.transform import transform
+from recsys_ray.schema import Categorical
 
 
 @dataclass(frozen=True)
@@ -28,19 +30,34 @@ class Passes:
         profile = partial(profile_batch, schema=self.rules.schema, faults=self.rules.faults)
         return self.engine.reduce(self._rows(), profile, Profile.merge)
 
-    def fit(self) -> tuple[Schema, Vocabularies]:
+    def held_out(self) -> HeldOut:
+        """The rows that the leave-one-out split takes from training."""
+        latest = partial(latest_rows, schema=self.rules.schema, faults=self.rules.faults)
+        return self.engine.reduce(self._rows(), latest, LatestRows.merge).held_out()
+
+    def fit(self) -> Fitted:
         """Of good training rows alone. No pass where the schema asks for nothing that must be measured."""
         if not wants_fitting(self.rules.schema):
-            return self.rules.schema, {}
+            return Fitted(self.rules.schema, {}, NO_COUNTS)
         fit = partial(measure, schema=self.rules.schema, faults=self.rules.faults, split_of=self.rules.splits)
         return completed(self.rules.schema, self.engine.reduce(self._rows(), fit, Measured.merge))
 
-    def write_blocks(self, fitted: Schema, vocabularies: Vocabularies, writer: PartWriter) -> Written:
-        rules, known = self.rules, self.engine.share(vocabularies)
+    def items(self, key: Categorical) -> pa.Table:
+        """The items of the good rows, with their columns."""
+        names, faults = item_columns(self.rules.schema), self.rules.faults
+
+        def found(batch: pa.Table) -> pa.Table:
+            return items_of(batch.filter(pa.array(faults(batch) == None)), names, key)  # noqa: E711
+
+        items = self.engine.reduce(self._rows(), found, partial(merged_items, key))
+        return items.drop_columns([ROW_HASH])
+
+    def write_blocks(self, fitted: Fitted, writer: PartWriter) -> Written:
+        rules, schema, known = self.rules, fitted.schema, self.engine.share(fitted.vocabularies)
 
         def encode(batch: pa.Table) -> pa.Table:
             batch = batch.filter(pa.array(rules.faults(batch) == None))  # noqa: E711
-            encoded = transform(batch, fitted, known())
+            encoded = transform(batch, schema, known())
             encoded = encoded.append_column(SPLIT_COLUMN, pa.array(rules.splits(batch), pa.uint8()))
             return encoded.append_column(ROW_HASH, batch[ROW_HASH])
 

@@ -14,8 +14,10 @@ from typing import Any, Literal
 from recsys_ray.config import DataConfig, PrepareConfig
 from recsys_ray.data.arrow_types import check_columns
 from recsys_ray.data.blocks import mds_columns
-from recsys_ray.data.dataset_directory import SUMMARY, DatasetDirectory, staged, write_vocabularies
+from recsys_ray.data.catalogue import absence, check_item_key, item_table, with_frequencies
+from recsys_ray.data.dataset_directory import SUMMARY, DatasetDirectory, staged, write_catalogue, write_vocabularies
 from recsys_ray.data.engine import Engine, open_engine
+from recsys_ray.data.fit import Fitted
 from recsys_ray.data.mds_parts import PartWriter, Written, rows_per_part
 from recsys_ray.data.passes import Passes
 from recsys_ray.data.profile import Profile
@@ -38,7 +40,8 @@ def prepare(config: PrepareConfig) -> DatasetDirectory:
     with open_engine(config.engine) as engine:
         source = open_source(config, engine.open_table)
         check_columns(schema, source.arrow_schema, config.parquet)
-        check_split(config.split, schema.timestamp is not None, source.arrow_schema, config.parquet)
+        check_split(config.split, schema, source.arrow_schema, config.parquet)
+        check_item_key(source, schema)
         if not source.interactions.rows:
             raise ValueError(f"no rows: {config.parquet} has columns but is empty")
         print_of_inputs = fingerprint(source, schema.to_json(), _settings(config))
@@ -68,10 +71,10 @@ def dataset_for(data: DataConfig, run_dir: str, engine: Literal["ray", "spark"] 
         return str(DatasetDirectory.open(data.path).root)
     out = str(Path(run_dir) / "dataset")
     if data.parquet:
-        return str(prepare(PrepareConfig(engine, data.parquet, schema=data.schema, out=out)).root)
+        return str(prepare(PrepareConfig(engine, data.parquet, schema=data.schema, out=out, split=data.split)).root)
     raw = movielens.fetch(Path(run_dir) / "movielens-1m")
     interactions, users, items = (str(raw / f"{table}.parquet") for table in ("interactions", "users", "items"))
-    return str(prepare(PrepareConfig(engine, interactions, users, items, out=out)).root)
+    return str(prepare(PrepareConfig(engine, interactions, users, items, out=out, split=data.split)).root)
 
 
 def schema_beside(parquet: str) -> str:
@@ -119,16 +122,33 @@ def _write_dataset(
     if config.split.by == "time":
         boundaries = time_boundaries(config.split, profile.timestamps)
         passes = dataclasses.replace(passes, rules=dataclasses.replace(passes.rules, boundaries=boundaries))
-    fitted, vocabularies = run_stage("fitting", passes.fit)
-    writer = PartWriter(staging, mds_columns(fitted), config.block_rows, rows_per_part(profile.rows, profile.bytes))
-    written = run_stage("writing", lambda: passes.write_blocks(fitted, vocabularies, writer))
+    if config.split.by == "leave_one_out":
+        held_out = engine.share(run_stage("splitting", passes.held_out))
+        passes = dataclasses.replace(passes, rules=dataclasses.replace(passes.rules, held_out=held_out))
+    fitted = run_stage("fitting", passes.fit)
+    writer = PartWriter(staging, mds_columns(fitted.schema), config.block_rows, rows_per_part(profile.rows, profile.bytes))
+    written = run_stage("writing", lambda: passes.write_blocks(fitted, writer))
     _check_complete(profile, written)
     if profile.reasons:
         run_stage("setting bad rows aside", lambda: passes.set_bad_rows_aside(staging / "rejected"))
-    (staging / "schema.json").write_text(fitted.to_json())
-    write_vocabularies(staging, vocabularies)
-    summary = _summary(profile, fitted, written.rows, config, print_of_inputs)
+    (staging / "schema.json").write_text(fitted.schema.to_json())
+    write_vocabularies(staging, fitted.vocabularies)
+    _write_items(staging, config, source, passes, fitted)
+    summary = _summary(profile, fitted.schema, written.rows, config, print_of_inputs)
     (staging / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def _write_items(staging: Path, config: PrepareConfig, source: Source, passes: Passes, fitted: Fitted) -> None:
+    """The catalogue, where the schema tells items apart."""
+    if (key := fitted.schema.key("item")) is None:
+        return
+    items = item_table(source)
+    if items is None:
+        items = run_stage("listing items", lambda: passes.items(key))
+    items, absent = with_frequencies(items, key, fitted.item_frequencies)
+    if absent:
+        print(f"prepare: {absence(absent, key, config.items)}", flush=True)
+    write_catalogue(staging, items)
 
 
 def _check_enough(profile: Profile, config: PrepareConfig) -> None:

@@ -86,4 +86,4 @@ def _missing(values: pa.ChunkedArray) -> int:
 
 def _value_sketch(column: Categorical, values: pa.Array) -> np.ndarray:
     values = canonical(column, values.flatten() if column.multi else values).drop_null()
-    return _smallest(value_hashes(values))
+    return _smallest(value_hashes(values.unique()))

@@ -69,6 +69,8 @@ class Source:
     lookups: tuple[tuple[str, str, Table], ...]
     """Of users and of items, where given: path, join key and table."""
     arrow_schema: pa.Schema
+    items: tuple[str, str, Table] | None = None
+    """That lookup of items, where given."""
 
     @property
     def tables(self) -> list[Table]:
@@ -104,7 +106,7 @@ def open_source(config: PrepareConfig, open_table: Callable[[str], Table]) -> So
                 raise ValueError(f"column {field.name!r} of {path} is in another table too: rename one")
             arrow_schema = arrow_schema.append(field)
         lookups.append((path, key, table))
-    return Source(interactions, tuple(lookups), arrow_schema)
+    return Source(interactions, tuple(lookups), arrow_schema, lookups[-1] if config.items else None)
 
 
 def _open(path: str, open_table: Callable[[str], Table]) -> Table:

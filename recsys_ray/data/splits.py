@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 
 from recsys_ray.config import SplitConfig
 from recsys_ray.data.arrow_types import is_text
+from recsys_ray.data.leave_one_out import HeldOut
 from recsys_ray.data.sources import ROW_HASH
 from recsys_ray.data.time_counts import TimeCounts
 from recsys_ray.data.transform import rejections, seconds
@@ -21,13 +23,15 @@ NO_SPLIT = 255
 AFTER_ALL = np.iinfo(np.int64).max
 
 
-def check_split(split: SplitConfig, has_timestamp: bool, table: pa.Schema, origin: str) -> None:
+def check_split(split: SplitConfig, schema: Schema, table: pa.Schema, origin: str) -> None:
     """Raises ValueError for fractions that leave no training rows, or a column that is missing or holds no words."""
+    if split.by == "leave_one_out" and not (schema.timestamp and schema.key("user")):
+        raise ValueError('--split.by leave_one_out wants a timestamp in the schema, and "key": true at the column of users')
     if split.by == "column" and not split.column:
         raise ValueError("--split.by column wants --split.column, the name of a column holding train, validation or test")
     if split.by == "column" and not (split.column in table.names and is_text(table.field(split.column).type)):
         raise ValueError(f"--split.column {split.column!r} is not a column of strings in {origin}: {', '.join(table.names)}")
-    if split.by == "time" and not has_timestamp:
+    if split.by == "time" and not schema.timestamp:
         raise ValueError("--split.by time wants a timestamp column in the schema: add one, or choose another split")
     if min(split.validation, split.test) < 0 or split.validation + split.test >= 1:
         fractions = f"--split.validation {split.validation} and --split.test {split.test}"
@@ -44,7 +48,8 @@ def time_boundaries(split: SplitConfig, counts: TimeCounts) -> tuple[int, int]:
 
 
 def assign_split(table: pa.Table, split: SplitConfig, seed: int, timestamp: str, boundaries: tuple[int, int]) -> np.ndarray:
-    """uint8 index into SPLITS for each row; NO_SPLIT where the split column holds another word."""
+    """uint8 index into SPLITS for each row; NO_SPLIT where the split column holds another word. Not for leave_one_out, which no
+    row alone decides."""
     match split.by:
         case "random":
             # The seed is mixed in by hashing once more: row_hash itself depends on nothing but file and position.
@@ -58,6 +63,7 @@ def assign_split(table: pa.Table, split: SplitConfig, seed: int, timestamp: str,
             words = table[split.column].cast(pa.string())
             found = pc.index_in(words, value_set=pa.array(SPLITS)).fill_null(NO_SPLIT)
             return found.to_numpy().astype(np.uint8)
+    raise AssertionError(split.by)
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,8 @@ class RowRules:
     split: SplitConfig
     seed: int
     boundaries: tuple[int, int] = (0, 0)
+    held_out: Callable[[], HeldOut] | None = None
+    """For leave_one_out, once it is known."""
 
     @property
     def columns(self) -> list[str]:
@@ -84,5 +92,8 @@ class RowRules:
         return reasons
 
     def splits(self, batch: pa.Table) -> np.ndarray:
+        if self.split.by == "leave_one_out":
+            assert self.held_out is not None
+            return self.held_out().splits(batch)
         timestamp = self.schema.timestamp.name if self.schema.timestamp else ""
         return assign_split(batch, self.split, self.seed, timestamp, self.boundaries)

@@ -117,6 +117,13 @@ class BlockStream:
             self._rest_of_epoch = _first_time(dataset, self._canonical_nodes, self._layout.blocks, done)
         dist.barrier()
 
+    def once(self) -> Iterator[Columns]:
+        """All rows, outside of training: the iteration after it is the one that was to come. Every worker calls it."""
+        epoch = self._dataset.next_epoch
+        self.start_at(0, 0)
+        yield from self
+        self.start_at(epoch, 0)
+
     def __iter__(self) -> Iterator[Columns]:
         blocks, block_rows = self._layout.blocks, self._layout.block_rows
         first_time = self._first_time if self._rest_of_epoch is None else self._rest_of_epoch

@@ -51,6 +51,13 @@ def label_values(column: Label, values: pa.Array) -> np.ndarray:
     return numbers if column.positive_above is None else (numbers > column.positive_above).astype(np.float64)
 
 
+def positives(table: pa.Table, schema: Schema) -> np.ndarray:
+    """bool: rows whose label is 1, of rows free of `rejections`; all of them where the schema has no label."""
+    if schema.label is None:
+        return np.ones(table.num_rows, bool)
+    return label_values(schema.label, _whole(table[schema.label.name])) > 0
+
+
 def as_floats(values: pa.Array) -> np.ndarray:
     """float64, nulls as NaN."""
     return values.cast(pa.float64()).to_numpy(zero_copy_only=False)

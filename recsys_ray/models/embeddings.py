@@ -1,11 +1,14 @@
-"""Schema -> embedding tables, and columns -> the KeyedJaggedTensor they look up."""
+"""Schema -> embedding tables, columns -> the KeyedJaggedTensor they look up, and each feature's values -> one vector."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torch import nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from recsys_ray.schema import Categorical, Schema
 
@@ -34,10 +37,76 @@ def module_name(table: str) -> str:
 
 
 def jagged(columns: dict[str, torch.Tensor], features: tuple[Categorical, ...]) -> KeyedJaggedTensor:
-    """Table rows of F features x B rows, feature-major; a single-valued feature has length 1 everywhere."""
-    ones = torch.ones(len(columns[next(f.name + LENGTHS if f.multi else f.name for f in features)]), dtype=torch.int32)
+    """Table rows of F features x B rows, feature-major; a feature without `.lengths` has length 1 everywhere."""
+    name = features[0].name
+    rows = len(columns.get(name + LENGTHS, columns[name]))
+    ones = torch.ones(rows, dtype=torch.int32)
     return KeyedJaggedTensor(
         keys=[feature.name for feature in features],
         values=torch.cat([columns[feature.name] for feature in features]).long(),
-        lengths=torch.cat([columns[feature.name + LENGTHS] if feature.multi else ones for feature in features]),
+        lengths=torch.cat([columns.get(feature.name + LENGTHS, ones) for feature in features]),
     )
+
+
+class PooledEmbeddings(nn.Module):
+    """[B, embedding_dim] of every feature: TorchRec's fused bags for sum and mean, attention over single embeddings otherwise."""
+
+    def __init__(
+        self, schema: Schema, embedding_dim: int, pooling: Literal["mean", "sum", "attention"], values: int, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.attention = nn.ModuleDict()
+        self._bags = pooling != "attention"
+        if pooling != "attention":
+            self.tables: EmbeddingBagCollection | EmbeddingCollection = embedding_tables(schema, embedding_dim, pooling)
+            return
+        self.tables = _single_embeddings(schema, embedding_dim)
+        for column in schema.categorical:
+            if column.multi:
+                self.attention[module_name(column.name)] = AttentionPooling(embedding_dim, values, device)
+
+    def forward(self, features: KeyedJaggedTensor, wanted: list[str]) -> list[torch.Tensor]:
+        """In the order of `wanted`, feature names."""
+        found = self.tables(features)
+        if self._bags:
+            return [found[name] for name in wanted]
+        return [self._pooled(name, found[name]) for name in wanted]
+
+    def _pooled(self, name: str, embeddings: JaggedTensor) -> torch.Tensor:
+        if module_name(name) in self.attention:
+            return self.attention[module_name(name)](embeddings)
+        return embeddings.to_padded_dense(1).squeeze(1)
+
+
+def _single_embeddings(schema: Schema, embedding_dim: int) -> EmbeddingCollection:
+    configs = [
+        EmbeddingConfig(
+            name=module_name(name),
+            embedding_dim=embedding_dim,
+            num_embeddings=columns[0].num_embeddings,
+            feature_names=[column.name for column in columns],
+        )
+        for name, columns in schema.tables.items()
+    ]
+    return EmbeddingCollection(tables=configs, device=torch.device("meta"))
+
+
+class AttentionPooling(nn.Module):
+    """The mean of a row's embeddings, each weighted by the softmax of (learned query . embedding + learned bias of its position).
+
+    A self-attentive pooling (Lin et al. 2017, arXiv:1703.03130, with one hop) that knows order: position 0 is the first value of
+    the list. Values beyond `positions` are left out; a row without values becomes zeros.
+    """
+
+    def __init__(self, embedding_dim: int, positions: int, device: torch.device) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(embedding_dim, device=device))
+        self.position_bias = nn.Parameter(torch.zeros(positions, device=device))
+        self._positions = positions
+
+    def forward(self, embeddings: JaggedTensor) -> torch.Tensor:
+        padded = embeddings.to_padded_dense(self._positions)
+        scores = padded @ self.query + self.position_bias
+        there = torch.arange(self._positions, device=padded.device) < embeddings.lengths().unsqueeze(1)
+        weights = torch.softmax(scores.masked_fill(~there, torch.finfo(scores.dtype).min), dim=1)
+        return torch.einsum("bl,bld->bd", weights, padded)

@@ -10,9 +10,7 @@ from typing import Any
 
 from recsys_ray.config import TrainConfig
 from recsys_ray.data.dataset_directory import DatasetDirectory
-from recsys_ray.models.metrics import calibration_curve
-from recsys_ray.models.task import Task
-from recsys_ray.training.evaluate import Predictions
+from recsys_ray.models.task import Evaluation, Task
 from recsys_ray.training.progress import Progress, weights_bytes, write_weights
 from recsys_ray.training.report import RunRecord, write_report
 from recsys_ray.training.sharding import plan_shards
@@ -26,15 +24,15 @@ def finish(
     task: Task,
     model: Any,
     dataset: DatasetDirectory,
-    test: Predictions | None,
+    test: Evaluation | None,
     progress: Progress,
     tracker: Tracker,
 ) -> None:
     """On rank 0. `test` is None where the dataset has no test rows."""
     run_dir = Path(config.run_dir)
-    metrics = task.metrics(*test) if test is not None else {}
+    test = test or Evaluation({})
     outcome: dict[str, Any] = {
-        **{f"test_{name}": value for name, value in metrics.items()},
+        **{f"test_{name}": value for name, value in test.metrics.items()},
         "rows_per_second": _rows_per_second(progress),
         "data_wait_share": progress.seconds.get("data", 0.0) / max(_training_seconds(progress), 1e-9),
         "world_size": world.size,
@@ -44,12 +42,14 @@ def finish(
         "epochs": progress.epoch,
         "steps": progress.step,
         "best_checkpoint": progress.best,
+        "headline": list(task.headline),
+        "comparison": test.comparison,
     }
     weights = run_dir / "model" / "weights.safetensors"
     if weights_bytes(model) < config.tracking.log_weights_below_mib << 20:
         write_weights(run_dir / "checkpoints" / progress.best, model, weights)
         tracker.file(weights, "model")
-    tracker.metrics(progress.step, {f"test/{name}": value for name, value in metrics.items()})
+    tracker.metrics(progress.step, {f"test/{name}": value for name, value in test.metrics.items()})
     tracker.metrics(progress.step, {"rows_per_second": outcome["rows_per_second"]})
     report = write_report(run_dir, _record(config, outcome, model, dataset, test, progress))
     tracker.file(report)
@@ -77,14 +77,15 @@ def _record(
     outcome: dict[str, Any],
     model: Any,
     dataset: DatasetDirectory,
-    test: Predictions | None,
+    test: Evaluation,
     progress: Progress,
 ) -> RunRecord:
     return RunRecord(
         outcome=outcome,
         training=progress.training,
         validation=progress.validation,
-        calibration_curve=calibration_curve(*test) if test is not None else [],
+        calibration_curve=test.calibration_curve,
+        comparison=test.comparison,
         plan=[dataclasses.asdict(shard) for shard in plan_shards(model)],
         seconds=progress.seconds,
         config=dataclasses.asdict(config),

@@ -25,7 +25,8 @@ class Progress:
     steps_in_epoch: int = 0
     """Of the epoch that is under way: 0 between epochs."""
     best: str = ""
-    best_ne: float = float("inf")
+    best_score: float = float("inf")
+    """The task's objective, negative where higher is better."""
     worse_epochs: int = 0
     mlflow_run_id: str = ""
     training: list[dict[str, float]] = field(default_factory=list)

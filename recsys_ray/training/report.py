@@ -13,9 +13,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from recsys_ray.training import report_figures as figures
+from recsys_ray.training.summary import spoken
 
 REPORT = "report.html"
 SHARDS_UNFOLDED = 30
+SHOWN = ("headline", "comparison")
+"""Of the outcome, shown elsewhere on the page."""
 HEADLINES = {
     "test_auc": ("Test AUC", "{:.4f}", "chance that a positive row is ranked above a negative one; 0.5 is a coin toss"),
     "test_ne": (
@@ -24,6 +27,9 @@ HEADLINES = {
         "log loss over the entropy of the base rate; below 1 beats always predicting the base rate (He et al. 2014)",
     ),
     "test_logloss": ("Test log loss", "{:.4f}", "mean cross-entropy of a row, in nats; lower is better"),
+    "test_recall_at_10": ("Test recall@10", "{:.4f}", "share of what users went on to choose that is among their first ten"),
+    "test_ndcg_at_10": ("Test NDCG@10", "{:.4f}", "the same, counting the higher the nearer the top; 1 is perfect"),
+    "test_mrr": ("Test MRR", "{:.4f}", "mean of 1 / rank of the first item that a user went on to choose"),
     "test_calibration": ("Test calibration", "{:.3f}", "positives predicted over positives observed; 1 is right"),
     "rows_per_second": ("Rows per second", "{:,.0f}", "trained by all workers together"),
     "data_wait_share": ("Waiting for data", "{:.1%}", "share of training time in which the model had no batch"),
@@ -56,9 +62,11 @@ class RunRecord:
     training: list[dict[str, float]]
     """step, loss, rows_per_second, data_wait_share, learning_rate."""
     validation: list[dict[str, float]]
-    """step, epoch, auc, ne, logloss, calibration."""
+    """step, epoch, and the metrics of the model."""
     calibration_curve: list[dict[str, float]]
     """predicted, observed, rows: a bin of test rows."""
+    comparison: list[dict[str, Any]]
+    """name and metrics: the model, its rivals, and groups of users."""
     plan: list[dict[str, Any]]
     """table, rows, dim, mib, sharding, kernel, rank: a shard, with its own rows, dim and MiB."""
     seconds: dict[str, float]
@@ -90,11 +98,16 @@ def _sections(record: RunRecord) -> Iterable[str]:
         "Mean log loss of the batches trained on, and of the whole validation split, by step.",
         "No loss was logged.",
     )
-    yield '<div class="pair"><div><h2>Validation AUC</h2>'
-    yield _picture(figures.auc_figure(record.validation), "By epoch, the best one marked.", "No validation was run.")
-    yield "</div><div><h2>Calibration on test</h2>"
-    yield _picture(figures.calibration_figure(bins), _bins(bins), "No test rows were scored.")
-    yield "</div></div><h2>Where the tables went</h2>"
+    metric = next(iter(record.outcome.get("headline", ())), "auc")
+    yield f'<div class="pair"><div><h2>Validation {escape(spoken(metric))}</h2>'
+    yield _picture(figures.metric_figure(record.validation, metric), "By epoch, the best one marked.", "No validation was run.")
+    if record.comparison:
+        yield f"</div><div><h2>{escape(spoken(metric))} on test, compared</h2>"
+        yield _picture(figures.comparison_figure(record.comparison, metric), "Over all users of the split.", "")
+    else:
+        yield "</div><div><h2>Calibration on test</h2>"
+        yield _picture(figures.calibration_figure(bins), _bins(bins), "No test rows were scored.")
+    yield "</div></div>" + _comparison(record.comparison) + "<h2>Where the tables went</h2>"
     yield _picture(figures.placement_figure(plan, world_size), _sizes(plan), "No table was sharded.") + _shards(plan)
     yield "<h2>Where the time went</h2>"
     yield _picture(figures.time_figure(record.seconds), "Seconds on rank 0, and their share of the sum.", "No time was measured.")
@@ -115,6 +128,14 @@ def _headlines(outcome: dict[str, Any]) -> str:
         if key in outcome
     ]
     return f'<div class="numbers">{"".join(numbers)}</div>'
+
+
+def _comparison(comparison: list[dict[str, Any]]) -> str:
+    if not comparison:
+        return ""
+    names = list(comparison[0]["metrics"])
+    rows = [(entry["name"], *(_plain(entry["metrics"].get(name, "")) for name in names)) for entry in comparison]
+    return _table(("", *map(spoken, names)), rows, right=tuple(range(1, len(names) + 1)))
 
 
 def _bins(bins: list[dict[str, float]]) -> str:
@@ -159,7 +180,7 @@ def _dataset(dataset: dict[str, Any]) -> str:
 
 
 def _run(outcome: dict[str, Any]) -> str:
-    rows = [(key.replace("_", " "), _plain(value)) for key, value in outcome.items() if key not in HEADLINES]
+    rows = [(key.replace("_", " "), _plain(value)) for key, value in outcome.items() if key not in {*HEADLINES, *SHOWN}]
     return _table(("", ""), rows) if rows else ""
 
 

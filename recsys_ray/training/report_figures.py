@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from recsys_ray.training.summary import spoken
+
 Rows = Sequence[dict[str, Any]]
 
 INK, BLUE, PALE_BLUE, ORANGE, GREY = "#333333", "#2f6690", "#b9cfe0", "#c8622d", "#c9c9c9"
@@ -53,17 +55,30 @@ def loss_figure(training: Rows, validation: Rows) -> Figure | None:
     return figure
 
 
-def auc_figure(validation: Rows) -> Figure | None:
-    if not _any_finite(validation, "auc"):
+def metric_figure(validation: Rows, metric: str) -> Figure | None:
+    if not _any_finite(validation, metric):
         return None
     figure, axes = _panel(4.5, 3.3)
-    epochs, auc = column(validation, "epoch"), column(validation, "auc")
-    axes.plot(epochs, auc, "o-", color=ORANGE)
-    best = int(np.nanargmax(auc))
-    axes.annotate(f"{auc[best]:.4f}", (epochs[best], auc[best]), (0, 8), textcoords="offset points", ha="center", color=INK)
+    epochs, values = column(validation, "epoch"), column(validation, metric)
+    axes.plot(epochs, values, "o-", color=ORANGE)
+    best = int(np.nanargmax(values))
+    axes.annotate(f"{values[best]:.4f}", (epochs[best], values[best]), (0, 8), textcoords="offset points", ha="center", color=INK)
     axes.margins(x=0.12, y=0.2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    _label(axes, "epoch", "validation AUC")
+    _label(axes, "epoch", f"validation {spoken(metric)}")
+    return figure
+
+
+def comparison_figure(comparison: Rows, metric: str) -> Figure | None:
+    """A bar for the model, each rival and each group of users."""
+    figure, axes = _panel(4.5, 3.3)
+    values = column([entry["metrics"] for entry in comparison], metric)
+    bars = axes.barh(np.arange(len(values)), values, color=[ORANGE, *[BLUE] * (len(values) - 1)], height=0.7)
+    axes.bar_label(bars, [f"{value:.4f}" for value in values], padding=3, fontsize=9, color=INK)
+    axes.set_yticks(np.arange(len(values)), [shortened(entry["name"]) for entry in comparison], parse_math=False)
+    axes.set_ylim(len(values) - 0.4, -0.6)
+    axes.margins(x=0.15)
+    _label(axes, spoken(metric), "", grid="x")
     return figure
 
 

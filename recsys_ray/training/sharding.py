@@ -13,13 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.types import ShardingPlan
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.distributed.types import ModuleSharder, ShardingPlan
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from recsys_ray.config import OptimizerConfig, ShardingConfig
@@ -31,7 +32,7 @@ INIT_ROWS = 1 << 16
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
-class Sharder(EmbeddingBagCollectionSharder):
+class BagSharder(EmbeddingBagCollectionSharder):
     """TorchRec's sharder, offering the planner the types of our config: on CPU it would hide row_wise, which works."""
 
     def __init__(self, types: tuple[str, ...]) -> None:
@@ -42,20 +43,35 @@ class Sharder(EmbeddingBagCollectionSharder):
         return list(self._types)
 
 
+class SequenceSharder(EmbeddingCollectionSharder):
+    """The same for embeddings that the model pools itself."""
+
+    def __init__(self, types: tuple[str, ...]) -> None:
+        super().__init__()
+        self._types = types
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        return list(self._types)
+
+
+def sharders(types: tuple[str, ...]) -> list[ModuleSharder]:
+    return [BagSharder(types), SequenceSharder(types)]
+
+
 def shard(module: nn.Module, world: World, config: ShardingConfig, optimizer: OptimizerConfig, local_batch: int) -> Any:
     """A DistributedModelParallel of `module`, its tables not initialised. Raises ValueError when they do not fit."""
     fuse_sparse_optimizer(module, optimizer)
     memory = available_memory(world, config)
-    sharder = Sharder(config.types)
-    plan = make_plan(module, sharder, world, memory, local_batch)
-    return DistributedModelParallel(module, device=world.device, plan=plan, sharders=[sharder])
+    plan = make_plan(module, config.types, world, memory, local_batch)
+    return DistributedModelParallel(module, device=world.device, plan=plan, sharders=sharders(config.types))
 
 
 def fuse_sparse_optimizer(module: nn.Module, config: OptimizerConfig) -> None:
     classes = {"rowwise_adagrad": RowWiseAdagrad, "adagrad": torch.optim.Adagrad, "sgd": torch.optim.SGD}
+    settings = {"lr": config.sparse_learning_rate, "weight_decay": config.sparse_weight_decay}
     for part in module.modules():
-        if isinstance(part, EmbeddingBagCollection):
-            apply_optimizer_in_backward(classes[config.sparse], part.parameters(), {"lr": config.sparse_learning_rate})
+        if isinstance(part, EmbeddingBagCollection | EmbeddingCollection):
+            apply_optimizer_in_backward(classes[config.sparse], part.parameters(), settings)
 
 
 def available_memory(world: World, config: ShardingConfig) -> int:
@@ -78,7 +94,7 @@ def free_host_memory() -> int:
     return free
 
 
-def make_plan(module: nn.Module, sharder: Sharder, world: World, memory: int, local_batch: int) -> ShardingPlan:
+def make_plan(module: nn.Module, types: tuple[str, ...], world: World, memory: int, local_batch: int) -> ShardingPlan:
     """Plans on rank 0 for all. Raises ValueError with the sizes and a remedy when no plan fits in `memory` bytes a worker."""
     on_gpu = world.device.type == "cuda"
     topology = Topology(
@@ -95,7 +111,8 @@ def make_plan(module: nn.Module, sharder: Sharder, world: World, memory: int, lo
         debug=False,
     )
     try:
-        return on_their_devices(planner.collective_plan(module, [sharder], dist.GroupMember.WORLD), world.device_indices)
+        plan = planner.collective_plan(module, sharders(types), dist.GroupMember.WORLD)
+        return on_their_devices(plan, world.device_indices)
     except PlannerError as error:
         tables = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters() if parameter.is_meta)
         raise ValueError(

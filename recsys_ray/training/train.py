@@ -13,15 +13,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from recsys_ray.config import LoopConfig, TrainConfig, to_json
+from recsys_ray.config import LoopConfig, TrainConfig, TwoTowerConfig, to_json
 from recsys_ray.data.dataset_directory import DatasetDirectory
+from recsys_ray.data.encoded_catalogue import encoded_catalogue, group_names
 from recsys_ray.data.mosaic import separate_shared_memory
 from recsys_ray.data.shard_cache import shard_cache
 from recsys_ray.data.stream import ROW_WEIGHT, BatchLayout, BlockStream, batch_layout, check_elastic
 from recsys_ray.models.build import build_task
-from recsys_ray.models.task import Batch, Task
+from recsys_ray.models.catalogue import Catalogue
+from recsys_ray.models.task import Batch, Columns, Evaluation, Task
 from recsys_ray.training import progress as run_progress
-from recsys_ray.training.evaluate import Predictions, predict_split
 from recsys_ray.training.loop import Meter, make_step, train_epoch
 from recsys_ray.training.optimizers import build_optimizer
 from recsys_ray.training.progress import Progress
@@ -48,7 +49,8 @@ def train(config: TrainConfig) -> None:
             check_elastic(config.train.global_batch, block_rows, launch.min_workers, launch.workers)
         layout = batch_layout(config.train.global_batch, block_rows, world.size)
         autocast = autocast_type(config.train, world)
-        task = build_task(config.model, dataset.schema, ROW_WEIGHT, world.device, autocast, config.train.seed)
+        items = catalogue(config, dataset)
+        task = build_task(config.model, dataset.schema, ROW_WEIGHT, world.device, autocast, config.train.seed, items)
         model = shard(task.module, world, config.sharding, config.optimizer, layout.rows)
         initialise_tables(model, config.model.init_range, config.train.seed)
         optimizer = build_optimizer(model, config.optimizer)
@@ -61,7 +63,7 @@ def train(config: TrainConfig) -> None:
             progress.add_seconds({"setup": time.perf_counter() - began})
             fit(config, world, task, model, optimizer, streams, progress, tracker)
             run_progress.restore_weights(checkpoints(config) / progress.best, model)
-            test = predictions(task, model, streams.get("test"), world)
+            test = evaluate(task, model, "test", streams, world)
             if world.rank == 0:
                 # Not at the top: rank 0 alone draws.
                 from recsys_ray.training.outcome import finish
@@ -75,6 +77,16 @@ def train(config: TrainConfig) -> None:
 
 def checkpoints(config: TrainConfig) -> Path:
     return Path(config.run_dir) / "checkpoints"
+
+
+def catalogue(config: TrainConfig, dataset: DatasetDirectory) -> Catalogue | None:
+    """What a retrieval model recommends from."""
+    if not isinstance(config.model, TwoTowerConfig):
+        return None
+    key = dataset.schema.key("item")
+    columns, frequency = encoded_catalogue(dataset)
+    assert key is not None
+    return Catalogue(columns, frequency, key, group_names(dataset, config.model.group_by))
 
 
 def autocast_type(loop: LoopConfig, world: World) -> torch.dtype | None:
@@ -123,8 +135,13 @@ def batches(task: Task, stream: BlockStream) -> Iterator[Batch]:
     return (task.to_batch(columns) for columns in stream)
 
 
-def predictions(task: Task, model: Any, stream: BlockStream | None, world: World) -> Predictions | None:
-    return None if stream is None else predict_split(model, batches(task, stream), world)
+def evaluate(task: Task, model: Any, split: str, streams: dict[str, BlockStream], world: World) -> Evaluation | None:
+    """On rank 0, where the split has rows."""
+
+    def read(split: str) -> Iterator[Columns] | None:
+        return streams[split].once() if split in streams else None
+
+    return task.evaluate(model, split, read, world.device)
 
 
 def fit(
@@ -137,8 +154,8 @@ def fit(
     progress: Progress,
     tracker: Tracker,
 ) -> None:
-    """Epochs until the last, max_steps, or `patience` epochs without a better validation NE; a checkpoint after each, and every
-    checkpoint_every steps within."""
+    """Epochs until the last, max_steps, or `patience` epochs without a better validation metric; a checkpoint after each, and
+    every checkpoint_every steps within."""
     loop = config.train
     step = make_step(model, optimizer, world)
     meter = Meter(step=progress.step, points=progress.training)
@@ -163,7 +180,7 @@ def fit(
         before_epoch = meter.step
         progress.add_seconds(seconds)
         began = time.perf_counter()
-        validate(task, model, streams.get("validation"), world, progress, tracker)
+        validate(task, model, streams, world, progress, tracker)
         evaluated = time.perf_counter()
         run_progress.save(checkpoints(config), model, optimizer, progress)
         progress.add_seconds({"evaluation": evaluated - began, "checkpoint": time.perf_counter() - evaluated})
@@ -174,18 +191,18 @@ def _finished(loop: LoopConfig, progress: Progress) -> bool:
     return progress.epoch >= loop.epochs or stopped_early or bool(loop.max_steps and progress.step >= loop.max_steps)
 
 
-def validate(task: Task, model: Any, stream: BlockStream | None, world: World, progress: Progress, tracker: Tracker) -> None:
+def validate(task: Task, model: Any, streams: dict[str, BlockStream], world: World, progress: Progress, tracker: Tracker) -> None:
     """Measures the epoch on the validation split, and whether it is the best so far; without that split the last is best."""
-    found = predictions(task, model, stream, world)
-    metrics = [task.metrics(*found) if found is not None else {}]
+    found = evaluate(task, model, "validation", streams, world)
+    metrics = [found.metrics if found is not None else {}]
     dist.broadcast_object_list(metrics, device=world.device)
     here = f"step_{progress.step}"
     if not metrics[0]:
         progress.best = here
         return
-    better = metrics[0]["ne"] < progress.best_ne
-    if better or not progress.best:
-        progress.best, progress.best_ne, progress.worse_epochs = here, metrics[0]["ne"], 0
+    score = metrics[0][task.objective] * (1 if task.lower_is_better else -1)
+    if score < progress.best_score or not progress.best:
+        progress.best, progress.best_score, progress.worse_epochs = here, score, 0
     else:
         progress.worse_epochs += 1
     progress.validation.append({"epoch": progress.epoch, "step": progress.step, **metrics[0]})
