@@ -3,7 +3,8 @@
     python jobs/fetch_dataset.py movielens --out data/ml-1m
     python jobs/fetch_dataset.py movielens --out data/ml-1m --source folder-with-ratings.dat
     python jobs/fetch_dataset.py criteo --files day_0.gz day_1.gz --out data/criteo
-    python jobs/fetch_dataset.py synthetic --rows 4000000 --out data/synthetic
+    python jobs/fetch_dataset.py synthetic --rows 4000000 --out data/synthetic      # clicks, for ranking
+    python jobs/fetch_dataset.py choices --users 20000 --out data/choices           # implicit feedback, for retrieval
 
 All of it or nothing is written, and a second call with the same arguments returns at once.
 """
@@ -16,12 +17,13 @@ from pathlib import Path
 
 import tyro
 
-from recsys_ray.datasets import criteo, movielens, synthetic
+from recsys_ray.datasets import choices, criteo, movielens, synthetic
 
 DATASETS = {
     "movielens": movielens.fetch,
     "criteo": criteo.convert,
     "synthetic": synthetic.generate,
+    "choices": choices.generate,
 }
 
 

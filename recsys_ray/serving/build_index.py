@@ -10,7 +10,7 @@ import numpy as np
 from recsys_ray.data.dataset_directory import DatasetDirectory
 from recsys_ray.data.split_reader import read_split
 from recsys_ray.serving.bundle import Retriever, load_retriever
-from recsys_ray.serving.index import RECALL_QUERIES, IndexWriter, Manifest, measured_recall
+from recsys_ray.serving.index import RECALL_QUERIES, IndexWriter, Manifest
 from recsys_ray.serving.item_vectors import item_vectors
 
 
@@ -27,8 +27,7 @@ def build_index(run_dir: Path, uri: str) -> Manifest:
         started = time.perf_counter()
         index = writer.write(*item_vectors(run_dir, dataset, retriever.dim))
         print(f"index: {index.manifest.items:,} items embedded and indexed in {time.perf_counter() - started:.1f} s", flush=True)
-        queries = sample_queries(retriever, dataset)
-        return writer.publish(measured_recall(index, queries), len(queries))
+        return writer.publish(index, sample_queries(retriever, dataset))
 
 
 def sample_queries(retriever: Retriever, dataset: DatasetDirectory) -> np.ndarray:

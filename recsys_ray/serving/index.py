@@ -2,7 +2,8 @@
 
 `index.json` at the root says which table is served, by which model it was built, and how well it searches; it is replaced in one
 step, last. A build that fails leaves the served table as it was. The table before stays until the next build, for readers that
-opened it. Small catalogues are searched exactly; larger ones by inverted lists of vectors (IVF), scanned exactly.
+opened it. Small catalogues are searched exactly; larger ones by inverted lists of vectors (IVF), of which a search scans as many
+as it takes to find RECALL_WANTED of what exact search finds: how many that is, is measured when the index is built.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ import fsspec
 import lancedb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from lancedb.index import IvfFlat
 
 VECTOR, SCORE = "vector", "score"
 MANIFEST = "index.json"
 EXACT_BELOW = 50_000
 """Items that are searched one by one: a millisecond or two."""
-LIST_ITEMS, PROBED = 1000, 0.06
-"""Vectors in an inverted list, about, and the share of the lists that a search scans."""
-RECALL_AT, RECALL_QUERIES = 100, 200
+LIST_ITEMS, PROBED = 1000, (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+"""Vectors in an inverted list, about, and the shares of the lists that are tried."""
+RECALL_AT, RECALL_WANTED, RECALL_QUERIES = 100, 0.995, 200
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,8 @@ class Index:
             raise ValueError(f"cannot search where {where!r}: {error}" if where else str(error)) from error
         if excluded:
             key = found[self.manifest.key]
-            found = found.filter(pa.compute.invert(pa.compute.is_in(key, value_set=pa.array(excluded, key.type))))
-        score = pa.compute.subtract(1.0, found["_distance"])  # Lance's distance is 1 - dot product.
+            found = found.filter(pc.invert(pc.is_in(key, value_set=pa.array(excluded, key.type))))
+        score = pc.subtract(1.0, found["_distance"])  # Lance's distance is 1 - dot product.
         return found.drop_columns(["_distance"]).append_column(SCORE, score).slice(0, k)
 
 
@@ -98,8 +100,8 @@ def open_index(uri: str, model_version: str) -> Index:
         raise FileNotFoundError(f"no index at {uri}: build one with jobs/build_index.py")
     if manifest.model_version != model_version:
         raise ValueError(
-            f"the index at {uri} was built by model {manifest.model_version}, and this is model {model_version}: their vectors do "
-            "not belong together. Build it again with jobs/build_index.py"
+            f"the index at {uri} was built by model {manifest.model_version}, and this is model {model_version}: their vectors "
+            "do not belong together. Build it again with jobs/build_index.py"
         )
     return Index(manifest, lancedb.connect(uri).open_table(manifest.table))
 
@@ -131,17 +133,16 @@ class IndexWriter:
         reader = pa.RecordBatchReader.from_batches(schema, batches)
         table = self.database.create_table(self.manifest.table, reader, schema=schema)
         items, dim = table.count_rows(), schema.field(VECTOR).type.list_size
-        probes = 0
         if items >= EXACT_BELOW:
-            lists = max(1, items // LIST_ITEMS)
-            table.create_index(VECTOR, config=IvfFlat(distance_type="dot", num_partitions=lists))
-            probes = max(1, round(lists * PROBED))
-        self.manifest = dataclasses.replace(self.manifest, items=items, dim=dim, probes=probes)
+            table.create_index(VECTOR, config=IvfFlat(distance_type="dot", num_partitions=items // LIST_ITEMS))
+        self.manifest = dataclasses.replace(self.manifest, items=items, dim=dim)
         return Index(self.manifest, table)
 
-    def publish(self, recall: float, queries: int) -> Manifest:
-        """From now on this table is served; all but it and the one before are removed."""
-        self.manifest = dataclasses.replace(self.manifest, recall=recall, recall_queries=queries)
+    def publish(self, index: Index, queries: np.ndarray) -> Manifest:
+        """From now on the table of `index` is served, with as many probes as these queries want; all but it and the one before
+        are removed."""
+        probes, recall = calibrated(index, queries)
+        self.manifest = dataclasses.replace(index.manifest, probes=probes, recall=recall, recall_queries=len(queries))
         write_manifest(self.uri, self.manifest)
         for name in table_names(self.database):
             if name not in (self.manifest.table, self.manifest.previous):
@@ -149,13 +150,31 @@ class IndexWriter:
         return self.manifest
 
 
-def measured_recall(index: Index, queries: np.ndarray) -> float:
-    """Share of the exact RECALL_AT best items that a search finds, over all queries."""
-    k = min(RECALL_AT, index.manifest.items)
-    exact = Index(dataclasses.replace(index.manifest, probes=0), index.table)
-    key = index.manifest.key
-    pairs = zip(index.search(queries, k, columns=[]), exact.search(queries, k, columns=[]), strict=True)
-    return float(np.mean([len(set(found[key].to_pylist()) & set(best[key].to_pylist())) / k for found, best in pairs]))
+def calibrated(index: Index, queries: np.ndarray) -> tuple[int, float]:
+    """The fewest inverted lists by which searches find RECALL_WANTED of the exact results, and the recall; 0: all vectors."""
+    if index.manifest.items < EXACT_BELOW:
+        return 0, 1.0
+    exact = best_keys(with_probes(index, 0), queries)
+    for share in PROBED:
+        probes = max(1, round(share * (index.manifest.items // LIST_ITEMS)))
+        recall = overlap(best_keys(with_probes(index, probes), queries), exact)
+        if recall >= RECALL_WANTED:
+            return probes, recall
+    return 0, 1.0
+
+
+def with_probes(index: Index, probes: int) -> Index:
+    return Index(dataclasses.replace(index.manifest, probes=probes), index.table)
+
+
+def best_keys(index: Index, queries: np.ndarray) -> list[set[Any]]:
+    """Of the RECALL_AT best items."""
+    return [set(found[index.manifest.key].to_pylist()) for found in index.search(queries, RECALL_AT, columns=[])]
+
+
+def overlap(found: list[set[Any]], best: list[set[Any]]) -> float:
+    """Mean share of `best` that is in `found`: the recall."""
+    return float(np.mean([len(one & wanted) / len(wanted) for one, wanted in zip(found, best, strict=True)]))
 
 
 def table_names(database: Any) -> list[str]:

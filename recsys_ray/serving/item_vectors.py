@@ -1,4 +1,4 @@
-"""Every item of the catalogue as a vector, in parallel on Ray Data: on the cluster this process is connected to, else one here."""
+"""Every item of the catalogue as a vector, in parallel on Ray Data: on the cluster this process is connected to or one here."""
 
 from __future__ import annotations
 

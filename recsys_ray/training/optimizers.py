@@ -14,8 +14,11 @@ from recsys_ray.config import OptimizerConfig
 
 def build_optimizer(model: Any, config: OptimizerConfig) -> CombinedOptimizer:
     """`model` is a DistributedModelParallel. Adam's state is made at once: state that is not there would not be restored."""
+    parameters = dict(in_backward_optimizer_filter(model.named_parameters()))
+    if not parameters:  # matrix factorisation: tables and nothing else
+        return CombinedOptimizer([("sparse", model.fused_optimizer)])
     dense: KeyedOptimizer = KeyedOptimizerWrapper(
-        dict(in_backward_optimizer_filter(model.named_parameters())),
+        parameters,
         lambda parameters: torch.optim.Adam(
             parameters, lr=config.dense_learning_rate, weight_decay=config.dense_weight_decay, fused=True
         ),

@@ -1,0 +1,195 @@
+"""The vector index on a real LanceDB: what it finds, filters and leaves out, and that a build is served whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from recsys_ray.serving import databricks_index
+from recsys_ray.serving.index import (
+    EXACT_BELOW,
+    LIST_ITEMS,
+    RECALL_WANTED,
+    VECTOR,
+    Index,
+    IndexWriter,
+    best_keys,
+    open_index,
+    overlap,
+    table_names,
+    with_probes,
+)
+
+ITEMS, DIM = 300, 16
+SCHEMA = pa.schema([("item_id", pa.int64()), ("kind", pa.string()), (VECTOR, pa.list_(pa.float32(), DIM))])
+
+
+def vectors(rows: int, seed: int = 0, latent: int = 6) -> np.ndarray:
+    """With fewer directions than dimensions, as a trained tower's."""
+    random = np.random.default_rng(seed)
+    spread = np.random.default_rng(9).standard_normal((latent, DIM), np.float32)
+    return random.standard_normal((rows, latent), np.float32) @ spread + 0.1 * random.standard_normal((rows, DIM), np.float32)
+
+
+def batches(values: np.ndarray) -> Iterator[pa.RecordBatch]:
+    columns = {
+        "item_id": np.arange(len(values)),
+        "kind": [f"kind {number % 3}" for number in range(len(values))],
+        VECTOR: pa.FixedSizeListArray.from_arrays(values.reshape(-1), DIM),
+    }
+    yield from pa.table(columns, SCHEMA).to_batches(max_chunksize=100)
+
+
+def build(uri: Path, values: np.ndarray, version: str = "v1") -> Index:
+    with IndexWriter.begin(str(uri), version, "item_id") as writer:
+        writer.publish(writer.write(SCHEMA, batches(values)), vectors(50, seed=8))
+    return open_index(str(uri), version)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    return build(tmp_path_factory.mktemp("index"), vectors(ITEMS))
+
+
+def ids(found: pa.Table) -> list[int]:
+    return found["item_id"].to_pylist()
+
+
+def test_best_items_come_first_with_their_columns_and_scores(index: Index) -> None:
+    queries = vectors(5, seed=1)
+    scores = queries @ vectors(ITEMS).T
+    for row, found in zip(scores, index.search(queries, 7), strict=True):
+        assert ids(found) == np.argsort(-row)[:7].tolist()
+        assert found["score"].to_pylist() == pytest.approx(np.sort(row)[::-1][:7].tolist(), abs=1e-4)
+        assert found.column_names == ["item_id", "kind", "score"]
+    assert index.search(queries[:1], 3, columns=[])[0].column_names == ["item_id", "score"]
+
+
+def test_filters_and_exclusions(index: Index) -> None:
+    query = vectors(2, seed=2)
+    plain = [ids(found) for found in index.search(query, ITEMS)]
+    found = index.search(query, 5, where="kind = 'kind 1'", exclude=[plain[0][:50], []])
+    assert ids(found[0]) == [item for item in plain[0][50:] if item % 3 == 1][:5]
+    assert ids(found[1]) == [item for item in plain[1] if item % 3 == 1][:5]
+
+
+def test_no_items_after_a_filter_and_more_wanted_than_there_are(index: Index) -> None:
+    query = vectors(1, seed=3)
+    (nothing,) = index.search(query, 5, where="kind = 'none of them'")
+    assert nothing.num_rows == 0 and nothing.column_names == ["item_id", "kind", "score"]
+    assert sorted(ids(index.search(query, 10 * ITEMS)[0])) == list(range(ITEMS))
+    assert index.search(query, 5, exclude=[range(ITEMS)])[0].num_rows == 0
+
+
+def test_a_search_that_cannot_be_is_refused(index: Index) -> None:
+    with pytest.raises(ValueError, match=r"shape \(1, 3\); this index wants \[any, 16\]"):
+        index.search(np.zeros((1, 3), np.float32), 5)
+    with pytest.raises(ValueError, match=r"cannot search where 'colour = 1'.*colour"):
+        index.search(vectors(1), 5, where="colour = 1")
+    with pytest.raises(ValueError, match=r"1 exclusion lists for 2 queries"):
+        index.search(vectors(2), 5, exclude=[[1]])
+
+
+def test_index_of_another_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no index at .*build_index"):
+        open_index(str(tmp_path), "v1")
+    build(tmp_path, vectors(10))
+    with pytest.raises(ValueError, match=r"built by model v1, and this is model v2.*Build it again"):
+        open_index(str(tmp_path), "v2")
+
+
+def test_rebuilt_index_is_served_whole_or_not_at_all(tmp_path: Path) -> None:
+    """While the next one is written, and after that fails, the old one is served; a reader that opened it goes on."""
+    old, query = build(tmp_path, vectors(20)), vectors(1, seed=4)
+
+    def failing() -> Iterator[pa.RecordBatch]:
+        for number, batch in enumerate(batches(vectors(250, seed=5))):
+            assert open_index(str(tmp_path), "v1").manifest == old.manifest
+            if number == 2:
+                raise OSError("the disk is full")
+            yield batch
+
+    with (
+        pytest.raises((OSError, ValueError, RuntimeError), match="disk is full"),
+        IndexWriter.begin(str(tmp_path), "v2", "item_id") as writer,
+    ):
+        writer.write(SCHEMA, failing())
+    assert open_index(str(tmp_path), "v1").manifest == old.manifest
+    assert table_names(writer.database) == [old.manifest.table]
+
+    new = build(tmp_path, vectors(30, seed=6), "v2")
+    assert len(ids(old.search(query, 100)[0])) == 20 and len(ids(new.search(query, 100)[0])) == 30
+    newest = build(tmp_path, vectors(40, seed=7), "v2")
+    assert set(table_names(writer.database)) == {new.manifest.table, newest.manifest.table}
+    assert not list(tmp_path.glob(".index.json*"))
+
+
+def test_large_catalogue_is_searched_by_as_many_lists_as_recall_wants(tmp_path: Path) -> None:
+    index = build(tmp_path, vectors(EXACT_BELOW))
+    lists = EXACT_BELOW // LIST_ITEMS
+    assert 1 < index.manifest.probes < lists
+    queries = vectors(50, seed=9)
+    scores = queries @ vectors(EXACT_BELOW).T
+    exact = [set(row.tolist()) for row in np.argpartition(-scores, 100, axis=1)[:, :100]]
+    assert overlap(best_keys(with_probes(index, 0), queries), exact) == 1
+    found = overlap(best_keys(index, queries), exact)
+    assert index.manifest.recall >= RECALL_WANTED and found > 0.98
+    assert overlap(best_keys(with_probes(index, 1), queries), exact) < 0.9
+
+
+class Workspace:
+    """Stands in for AISearchClient, with the calls of it that the adapter makes: an index is a list of rows."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+
+    def create_direct_access_index(self, endpoint_name: str, index_name: str, **_: Any) -> WorkspaceIndex:
+        self.rows[index_name] = []
+        return WorkspaceIndex(self.rows[index_name])
+
+    def index_exists(self, endpoint_name: str, index_name: str) -> bool:
+        return index_name in self.rows
+
+    def get_index(self, endpoint_name: str, index_name: str) -> WorkspaceIndex:
+        return WorkspaceIndex(self.rows[index_name])
+
+    def delete_index(self, endpoint_name: str, index_name: str) -> None:
+        del self.rows[index_name]
+
+
+class WorkspaceIndex:
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows = rows
+
+    def wait_until_ready(self) -> None:
+        """At once."""
+
+    def upsert(self, rows: list[dict[str, Any]]) -> None:
+        self.rows += rows
+
+    def similarity_search(self, columns: list[str], query_vector: list[float], filters: Any, num_results: int, **_: Any) -> Any:
+        kept = [row for row in self.rows if not filters or all(row[name] == value for name, value in filters.items())]
+        scored = sorted(((float(np.dot(row[VECTOR], query_vector)), row) for row in kept), key=lambda pair: -pair[0])
+        return {"result": {"data_array": [[*(row[name] for name in columns), score] for score, row in scored[:num_results]]}}
+
+
+def test_databricks_adapter_searches_as_the_other() -> None:
+    """Its own logic alone: no workspace was at hand."""
+    unit = vectors(50) / np.linalg.norm(vectors(50), axis=1, keepdims=True)
+    workspace, query = Workspace(), vectors(1, seed=2)
+    databricks_index.write_databricks_index(workspace, "endpoint", "main.films", "v1", "item_id", SCHEMA, batches(unit))
+    found = databricks_index.open_databricks_index(workspace, "endpoint", "main.films", "v1", "item_id", ["item_id", "kind"])
+    order = np.argsort(-(query @ unit.T)[0]).tolist()
+    assert ids(found.search(query, 5, exclude=[order[:2]])[0]) == order[2:7]
+    assert ids(found.search(query, 5, where={"kind": "kind 0"})[0]) == [item for item in order if item % 3 == 0][:5]
+    assert found.search(query, 5, where={"kind": "none"})[0].column_names == ["item_id", "kind", "score"]
+    with pytest.raises(ValueError, match=r"no index main\.films_v2"):
+        databricks_index.open_databricks_index(workspace, "endpoint", "main.films", "v2", "item_id", ["item_id"])
+    with pytest.raises(ValueError, match="of length 1"):
+        databricks_index.write_databricks_index(workspace, "endpoint", "main.films", "v3", "item_id", SCHEMA, batches(2 * unit))
+    assert list(workspace.rows) == ["main.films_v1"]

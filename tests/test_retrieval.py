@@ -1,0 +1,238 @@
+"""Two Tower from Parquet to recommended titles: prepared, trained by two workers, resumed, indexed, searched."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recsys_ray.config import (
+    DataConfig,
+    LoopConfig,
+    OptimizerConfig,
+    PrepareConfig,
+    ShardingConfig,
+    SplitConfig,
+    TrackingConfig,
+    TrainConfig,
+    TwoTowerConfig,
+)
+from recsys_ray.data.catalogue import FREQUENCY
+from recsys_ray.data.dataset_directory import DatasetDirectory, load_catalogue
+from recsys_ray.data.prepare import prepare
+from recsys_ray.data.split_reader import read_split
+from recsys_ray.datasets import choices
+from recsys_ray.models.ranking import Pairs, rank
+from recsys_ray.serving.build_index import build_index
+from recsys_ray.serving.bundle import load_retriever
+from recsys_ray.serving.index import open_index
+from recsys_ray.serving.show import recommendations
+from recsys_ray.training.train import train
+from tests.test_training import losses
+from tests.workers import run_workers
+
+USERS, ITEMS, CHOICES, LACKING = 700, 150, 12, 4
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The item table lacks the last few items, which are chosen all the same."""
+    folder = choices.generate(tmp_path_factory.mktemp("choices") / "raw", USERS, ITEMS, CHOICES)
+    items = pq.read_table(folder / "items.parquet")
+    pq.write_table(items.slice(0, ITEMS - LACKING), folder / "items.parquet")
+    return folder
+
+
+def preparation(raw: Path, out: Path, **settings: object) -> PrepareConfig:
+    tables = (str(raw / f"{name}.parquet") for name in ("interactions", "users", "items"))
+    config = PrepareConfig("ray", *tables, out=str(out), block_rows=64, split=SplitConfig(by="leave_one_out"))
+    return dataclasses.replace(config, **settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def dataset(ray_session: None, raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(preparation(raw, tmp_path_factory.mktemp("prepared") / "dataset")).root
+
+
+def config(dataset: Path, run_dir: Path, epochs: int = 2, **model: object) -> TrainConfig:
+    settings = {
+        "embedding_dim": 16, "pooling": "attention", "pooled_values": 10, "query_layers": (32,), "candidate_layers": (),
+        "metrics_at": (10, 1000), "group_by": "country", "ials": True, "dropout": 0.1,
+    }  # fmt: skip
+    return TrainConfig(
+        run_dir=str(run_dir),
+        data=DataConfig(path=str(dataset)),
+        model=TwoTowerConfig(**{**settings, **model}),  # type: ignore[arg-type]
+        optimizer=OptimizerConfig(sparse="adagrad", sparse_learning_rate=0.2),
+        train=LoopConfig(epochs=epochs, global_batch=256, log_every=1, patience=0),
+        sharding=ShardingConfig(types=("row_wise",)),
+        tracking=TrackingConfig(uri=f"sqlite:///{run_dir.parent / 'mlflow.db'}"),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs on two workers, tables row-wise, with uniform and hard negatives besides."""
+    run_dir = tmp_path_factory.mktemp("run") / "run"
+    run_workers(train, 2, config(dataset, run_dir, uniform_negatives=32, hard_negatives=16))
+    return run_dir
+
+
+def outcome(run_dir: Path) -> dict:
+    return json.loads((run_dir / "outcome.json").read_text())
+
+
+def split_table(dataset: Path, split: str) -> pa.Table:
+    names = ("user_id", "item_id", "timestamp")
+    blocks = list(read_split(DatasetDirectory.open(dataset), split))
+    return pa.table({name: torch.cat([block[name] for block in blocks]).numpy() for name in names})
+
+
+def test_leave_one_out_takes_the_latest_of_every_user(dataset: Path) -> None:
+    for split, time in (("test", CHOICES - 1), ("validation", CHOICES - 2)):
+        rows = split_table(dataset, split)
+        assert sorted(rows["user_id"].to_pylist()) == list(range(1, USERS + 1))
+        assert set(rows["timestamp"].to_pylist()) == {time}
+    assert set(Counter(split_table(dataset, "train")["user_id"].to_pylist()).values()) == {CHOICES - 2}
+
+
+def test_catalogue_is_the_item_table_with_how_often_training_chose_each(
+    ray_session: None, raw: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Items that the table lacks are told of; without an item table the catalogue is what was chosen."""
+    catalogue = load_catalogue(DatasetDirectory.open(dataset))
+    assert catalogue.column_names == ["item_id", "kind", "title", FREQUENCY]
+    assert catalogue["item_id"].to_pylist() == list(range(ITEMS - LACKING))
+    trained = pq.read_table(raw / "interactions.parquet").filter(pc.field("timestamp") < CHOICES - 2)
+    counts = Counter(trained["item_id"].to_pylist())
+    assert catalogue[FREQUENCY].to_pylist() == [counts[item] for item in range(ITEMS - LACKING)]
+    capsys.readouterr()
+    prepare(preparation(raw, tmp_path / "again"))
+    some = sorted(range(ITEMS - LACKING, ITEMS), key=lambda item: (-counts[item], item))
+    told = f"{LACKING} items of the interactions are not in {raw}/items.parquet (item_id {', '.join(map(str, some))}): they are "
+    assert told in capsys.readouterr().out
+
+    schema = choices.SCHEMA.columns
+    (tmp_path / "schema.json").write_text(
+        choices.Schema(tuple(one for one in schema if one.name not in ("kind", "country"))).to_json()
+    )
+    alone = preparation(raw, tmp_path / "alone", users="", items="", schema=str(tmp_path / "schema.json"))
+    found = load_catalogue(prepare(alone))
+    assert dict(zip(found["item_id"].to_pylist(), found[FREQUENCY].to_pylist(), strict=True)) == {
+        i: counts[i] for i in range(ITEMS)
+    }
+
+
+def test_item_twice_in_its_table_and_another_key_are_refused(ray_session: None, raw: Path, tmp_path: Path) -> None:
+    items = pq.read_table(raw / "items.parquet")
+    pq.write_table(pa.concat_tables([items, items.slice(5, 1)]), tmp_path / "items.parquet")
+    with pytest.raises(ValueError, match=r"items\.parquet: item_id 5 is there 2 times: wants one row for each item_id"):
+        prepare(preparation(raw, tmp_path / "out", items=str(tmp_path / "items.parquet")))
+    renamed = pq.read_table(raw / "interactions.parquet").append_column(
+        "sku", pq.read_table(raw / "interactions.parquet")["item_id"]
+    )
+    pq.write_table(renamed, tmp_path / "interactions.parquet")
+    pq.write_table(items.rename_columns(["sku", "kind", "title"]), tmp_path / "items.parquet")
+    with pytest.raises(ValueError, match=r"joined on --item-key 'sku', but the schema's item key is 'item_id'"):
+        prepare(preparation(raw, tmp_path / "out", parquet=str(tmp_path / "interactions.parquet"),
+                            items=str(tmp_path / "items.parquet"), item_key="sku", schema=str(raw / "schema.json")))  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+def test_metrics_beside_baselines_and_by_group(run: Path) -> None:
+    found = outcome(run)
+    rows = {row["name"]: row["metrics"] for row in found["comparison"]}
+    assert list(rows) == ["Two Tower", "Two Tower, country north", "Two Tower, country south", "popularity", "iALS"]
+    groups = [rows["Two Tower, country north"], rows["Two Tower, country south"]]
+    assert sum(group["users"] for group in groups) == rows["Two Tower"]["users"] == USERS
+    weighed = sum(group["users"] * group["recall_at_10"] for group in groups) / USERS
+    assert weighed == pytest.approx(rows["Two Tower"]["recall_at_10"]) == pytest.approx(found["test_recall_at_10"])
+    lacking = np.mean([item >= ITEMS - LACKING for item in _test_items(run)])
+    for name in ("Two Tower", "popularity", "iALS"):
+        assert rows[name]["recall_at_1000"] == pytest.approx(1 - lacking), "k beyond the catalogue finds all that is in it"
+    assert found["test_coverage_at_1000"] == 1
+    assert found["test_recall_at_10"] > rows["popularity"]["recall_at_10"] > 0
+    page = (run / "report.html").read_text()
+    assert "recall@10 on test, compared" in page and "country south" in page
+
+
+def _test_items(run: Path) -> list[int]:
+    dataset = json.loads((run / "config.json").read_text())["data"]["path"]
+    vocabulary = pq.read_table(Path(dataset) / "vocabularies" / "item_id.parquet")["value"].to_pylist()
+    return [vocabulary[row - 1] for row in split_table(Path(dataset), "test")["item_id"].to_pylist()]
+
+
+def test_one_worker_draws_the_curve_of_two(dataset: Path, tmp_path: Path) -> None:
+    """In-batch negatives alone: those of the whole global batch, whatever the number of workers."""
+    for workers, name in ((2, "two"), (1, "one")):
+        run_workers(train, workers, config(dataset, tmp_path / name, epochs=1, dropout=0.0))
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert np.abs(one - two)[:20].max() < 1e-5 and one[-5:].mean() < one[:5].mean() - 0.1
+    assert outcome(tmp_path / "one")["test_mrr"] == pytest.approx(outcome(tmp_path / "two")["test_mrr"], abs=1e-3)
+
+
+def test_stopped_run_goes_on_to_the_same_weights(dataset: Path, run: Path, tmp_path: Path) -> None:
+    """Uniform negatives and dropout included."""
+    settings = {"uniform_negatives": 32, "hard_negatives": 16}
+    for epochs in (1, 2):
+        run_workers(train, 2, config(dataset, tmp_path / "stopped", epochs, **settings))
+    expected, found = (load_file(folder / "model" / "weights.safetensors") for folder in (run, tmp_path / "stopped"))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_retriever_ranks_as_the_sharded_model_did(dataset: Path, raw: Path, run: Path) -> None:
+    """From raw columns, in one process: the recall of the outcome."""
+    retriever = load_retriever(run)
+    rows = pq.read_table(raw / "interactions.parquet")
+    users, items = (pq.read_table(raw / f"{name}.parquet") for name in ("users", "items"))
+    test = rows.filter(pc.field("timestamp") == CHOICES - 1).sort_by("user_id")
+    queries = retriever.embed_queries(test.append_column("country", users["country"]))
+    scores = torch.from_numpy(queries @ retriever.embed_candidates(items).T)
+    earlier = rows.filter((pc.field("timestamp") < CHOICES - 1) & (pc.field("item_id") < ITEMS - LACKING))
+    seen = Pairs.of(*(torch.tensor(earlier[name].to_numpy()) for name in ("user_id", "item_id")))
+    chosen = torch.tensor(test["item_id"].to_numpy())
+    there = chosen < ITEMS - LACKING
+    relevant = Pairs.of(torch.arange(USERS)[there], chosen[there])
+    ranked = rank(lambda first, stop: scores[first:stop].clone(), relevant, (~there).long(), seen, ITEMS - LACKING, (10,))
+    assert float(ranked.metrics["recall_at_10"].mean()) == pytest.approx(outcome(run)["test_recall_at_10"], abs=2 / USERS)
+
+
+def test_index_of_a_run_finds_what_its_vectors_say(ray_session: None, run: Path, raw: Path, tmp_path: Path) -> None:
+    manifest = build_index(run, str(tmp_path / "index"))
+    retriever, items = load_retriever(run), pq.read_table(raw / "items.parquet")
+    assert (manifest.items, manifest.dim, manifest.recall, manifest.key) == (ITEMS - LACKING, 16, 1.0, "item_id")
+    stranger = pa.table({"user_id": [10**6], "country": ["atlantis"], "recent_items": pa.array([[]], pa.list_(pa.int64()))})
+    query = retriever.embed_queries(stranger)
+    assert np.isfinite(query).all(), "a user without history is answered"
+    (found,) = open_index(str(tmp_path / "index"), retriever.version).search(query, 5, where="kind != 'kind 1'")
+    kept = items.filter(pc.field("kind") != "kind 1")
+    order = np.argsort(-(query @ retriever.embed_candidates(kept).T)[0])[:5]
+    assert found["item_id"].to_pylist() == kept["item_id"].take(pa.array(order)).to_pylist()
+    (page,) = recommendations(run, str(tmp_path / "index"), 1, "title")
+    liked, recommended = (part.split("\n  ")[1:] for part in page.split("and is recommended"))
+    assert len(recommended) == 10 and all("item " in line for line in [*liked, *recommended])
+    assert not {line.strip() for line in liked} & {line.split("  ", 1)[1].strip() for line in recommended}
+
+
+def test_runs_that_cannot_be_are_refused(dataset: Path, run: Path, tmp_path: Path) -> None:
+    with pytest.raises(torch.multiprocessing.ProcessRaisedException, match=r"--model\.group-by 'kind' is not a single-valued"):
+        run_workers(train, 1, config(dataset, tmp_path / "run", group_by="kind"))
+    with pytest.raises(FileNotFoundError, match=r"has no model/weights\.safetensors: train a Two Tower there first"):
+        load_retriever(tmp_path)
+    shutil.copytree(run, tmp_path / "other")
+    settings = json.loads((run / "config.json").read_text())
+    settings["model"] = {"interaction": "dot"}
+    (tmp_path / "other" / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="did not train a Two Tower"):
+        load_retriever(tmp_path / "other")
