@@ -32,7 +32,7 @@ class PrepareJob(PrepareConfig):
     infer_schema: str = ""
     """Only write a schema inferred from the types of the columns to this file, to be edited."""
     label: str = ""
-    """With --infer-schema: which column is the label."""
+    """With --infer-schema: which column is the label; none: every row is a positive one, as in a log of purchases."""
 
 
 def main(job: PrepareJob) -> None:

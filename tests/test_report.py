@@ -34,6 +34,7 @@ def record(**changes: Any) -> RunRecord:
         training=points,
         validation=epochs,
         calibration_curve=[{"predicted": i / 20, "observed": i / 21, "rows": 5000} for i in range(20)],
+        comparison=[],
         plan=[shard("user"), shard("item", rank=1), shard(NASTY, rank=1)],
         seconds={"setup": 10.0, "data": 5.0, "step": 80.0, "evaluation": 5.0},
         config={"model": {"name": NASTY}},
@@ -115,8 +116,20 @@ def test_one_validation_and_one_step(tmp_path: Path) -> None:
     assert len(pictures(page(tmp_path, record(training=whole.training[:1], validation=whole.validation[:1])))) == 6
 
 
+def test_retrieval_is_compared_with_its_rivals_instead_of_calibrated(tmp_path: Path) -> None:
+    metrics = {"recall_at_10": 0.2, "ndcg_at_10": 0.1, "users": 50.0}
+    rivals = [{"name": name, "metrics": metrics} for name in ("Two Tower", "popularity", NASTY)]
+    epochs = [{"step": 500, "epoch": 1, **metrics}]
+    outcome = {"headline": ["recall_at_10"], "comparison": rivals, "test_recall_at_10": 0.2}
+    text = page(tmp_path, record(outcome=outcome, validation=epochs, comparison=rivals, calibration_curve=[]))
+    assert len(pictures(text)) == 6
+    assert "Validation recall@10" in text and "recall@10 on test, compared" in text and "Calibration" not in text
+    assert "NDCG@10" in text and "&lt;b&gt;x&lt;/b&gt;" in text and NASTY not in text
+    assert "headline" not in text
+
+
 def test_of_nothing_at_all(tmp_path: Path) -> None:
-    text = page(tmp_path, RunRecord({}, [], [], [], [], {}, {}, {}))
+    text = page(tmp_path, RunRecord({}, [], [], [], [], [], {}, {}, {}))
     assert pictures(text) == []
     assert "No table was sharded." in text and "Nothing is known of the dataset." in text
 

@@ -36,7 +36,7 @@ def test_inferred_schema_survives_json():
     schema = infer_schema(TABLE)
     assert schema.columns == (
         Label("rating", positive_above=3.0),
-        Categorical("user_id", "user", "int", "hash", HASH_ROWS),
+        Categorical("user_id", "user", "int", "vocabulary", key=True),
         Categorical("item_city", "item", "string", "vocabulary"),
         Categorical("genres", dtype="string", encoding="vocabulary", multi=True),
         Categorical("codes", num_embeddings=HASH_ROWS, multi=True),
@@ -57,6 +57,7 @@ def test_a_label_is_found_or_asked_for():
     assert infer_schema(pa.schema([("bought", pa.bool_()), ("u", pa.int32())]), "bought").label == Label("bought")
     with pytest.raises(ValueError, match=r"name the label with --label \(bought, u\)"):
         infer_schema(pa.schema([("bought", pa.bool_()), ("u", pa.int32())]))
+    assert infer_schema(pa.schema([("at", pa.date32()), ("u", pa.int32())]), "none").label is None
     with pytest.raises(ValueError, match="--label 'buy' is not a column: the table has bought, u"):
         infer_schema(pa.schema([("bought", pa.bool_()), ("u", pa.int32())]), "buy")
 
@@ -67,8 +68,13 @@ LABEL, COLUMN = {"kind": "label", "name": "y"}, {"kind": "categorical", "name": 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ([COLUMN], r"label columns found: \[\]; wants one"),
-        ([LABEL, {**LABEL, "name": "z"}, COLUMN], r"label columns found: \['y', 'z'\]; wants one"),
+        ([LABEL, {**COLUMN, "key": True}], r"column 'c': a key holds one value a row and is on side user or item"),
+        ([{**COLUMN, "key": True, "side": "item", "multi": True}], r"column 'c': a key holds one value a row"),
+        (
+            [{**COLUMN, "key": True, "side": "item"}, {**COLUMN, "name": "d", "key": True, "side": "item"}],
+            "columns 'c' and 'd' are both the key of side item",
+        ),
+        ([LABEL, {**LABEL, "name": "z"}, COLUMN], r"label columns found: \['y', 'z'\]; wants at most one"),
         ([LABEL], "no categorical column"),
         ([LABEL, COLUMN, COLUMN], "column 'c' appears more than once"),
         ([LABEL, "c"], 'a column must be like {"kind": "dense", "name": "price"}, but one is "c"'),

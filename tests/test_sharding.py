@@ -12,14 +12,14 @@ import torch
 import torch.distributed as dist
 
 from recsys_ray.config import DLRMConfig, LoopConfig, OptimizerConfig, ShardingConfig
+from recsys_ray.models.binary_evaluation import predict_split
 from recsys_ray.models.build import build_task
 from recsys_ray.models.task import Task
 from recsys_ray.schema import Categorical, Dense, Label, Schema
 from recsys_ray.training import sharding
-from recsys_ray.training.evaluate import predict_split
 from recsys_ray.training.loop import Meter, make_step, pipelined_step, train_epoch
 from recsys_ray.training.optimizers import build_optimizer, rate_factor, set_learning_rates
-from recsys_ray.training.sharding import Sharder, initialise_tables, make_plan, on_their_devices, plan_shards, plan_table, shard
+from recsys_ray.training.sharding import initialise_tables, make_plan, on_their_devices, plan_shards, plan_table, shard
 from recsys_ray.training.world import World
 
 SCHEMA = Schema(
@@ -66,7 +66,7 @@ def test_tables_that_do_not_fit_are_refused_with_sizes_and_remedy(world: World) 
 
 
 def test_plan_follows_the_gpus_that_workers_really_have(world: World) -> None:
-    plan = make_plan(task("dot").module, Sharder(("row_wise",)), world, 1 << 30, ROWS)
+    plan = make_plan(task("dot").module, ("row_wise",), world, 1 << 30, ROWS)
     places = [part.placement for tables in on_their_devices(plan, (3,)).plan.values() for part in _parts(tables)]
     assert len(places) == 2 and {str(place.device()) for place in places} == {"cuda:3"}
 
@@ -147,7 +147,7 @@ def test_pipelined_epochs_train_and_evaluate_as_plain_ones(world: World) -> None
         for first in (0, 5):
             batches = [made.to_batch(columns(seed)) for seed in range(first, first + 5)]
             train_epoch(step, batches, optimizer, meter, world, loop, OptimizerConfig(), report, checkpoint)
-            found = predict_split(model, [made.to_batch(columns(99))], world)
+            found = predict_split(model, [made.to_batch(columns(99))], world.device)
             assert found is not None
             evaluated.append(found[0])
         losses = [point["loss"] for point in meter.points]

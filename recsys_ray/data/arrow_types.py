@@ -9,22 +9,30 @@ import pyarrow as pa
 from recsys_ray.schema import Categorical, Column, Dense, Label, Schema, Side, Timestamp, Weight
 
 LABEL_NAMES = ("label", "click", "clicked", "target", "rating")
+NO_LABEL = "none"
+KEYS = ("user_id", "item_id")
 INFERRED_HASH_ROWS = 1 << 18
 
 
 def infer_schema(table: pa.Schema, label: str = "") -> Schema:
     """A first schema, meant to be read and edited: float -> dense standardised, integer -> hash, string -> vocabulary,
-    list -> multi-valued, the first timestamp -> timestamp; the side from a name's user/item prefix.
+    list -> multi-valued, the first timestamp -> timestamp; the side from a name's user/item prefix; user_id and item_id are keys.
+    `label` NO_LABEL: none, every row is a positive one.
 
     Columns that no kind takes (structs, bytes, nothing but nulls, a second timestamp) are left out.
     Raises ValueError when no label can be found.
     """
-    if label and label not in table.names:
+    if label not in ("", NO_LABEL, *table.names):
         raise ValueError(f"--label {label!r} is not a column: the table has {', '.join(table.names)}")
     label = label or next((name for name in LABEL_NAMES if name in table.names), "")
     if not label:
-        raise ValueError(f"no column is called {', '.join(LABEL_NAMES)}: name the label with --label ({', '.join(table.names)})")
-    columns: list[Column] = [Label(label, positive_above=3.0 if label == "rating" else None)]
+        raise ValueError(
+            f"no column is called {', '.join(LABEL_NAMES)}: name the label with --label ({', '.join(table.names)}), or say "
+            f"--label {NO_LABEL} where every row is a positive one"
+        )
+    columns: list[Column] = []
+    if label != NO_LABEL:
+        columns.append(Label(label, positive_above=3.0 if label == "rating" else None))
     for field in table:
         column = None if field.name == label else _infer_column(field)
         if column and not (isinstance(column, Timestamp) and any(isinstance(one, Timestamp) for one in columns)):
@@ -38,6 +46,8 @@ def _infer_column(field: pa.Field) -> Column | None:
     value = _value(field.type.value_type if multi else field.type)
     if _is_moment(value) and not multi:
         return Timestamp(field.name)
+    if field.name in KEYS and not multi and (_is_whole(value) or is_text(value)):
+        return Categorical(field.name, side, "int" if _is_whole(value) else "string", "vocabulary", key=True)
     if _is_whole(value):
         return Categorical(field.name, side, "int", "hash", INFERRED_HASH_ROWS, multi)
     if _is_number(value) and not multi:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.fx
 from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
@@ -105,8 +106,12 @@ class AttentionPooling(nn.Module):
         self._positions = positions
 
     def forward(self, embeddings: JaggedTensor) -> torch.Tensor:
-        padded = embeddings.to_padded_dense(self._positions)
-        scores = padded @ self.query + self.position_bias
-        there = torch.arange(self._positions, device=padded.device) < embeddings.lengths().unsqueeze(1)
-        weights = torch.softmax(scores.masked_fill(~there, torch.finfo(scores.dtype).min), dim=1)
-        return torch.einsum("bl,bld->bd", weights, padded)
+        return _attend(embeddings.to_padded_dense(self._positions), embeddings.lengths(), self.query, self.position_bias)
+
+
+@torch.fx.wrap
+def _attend(padded: torch.Tensor, lengths: torch.Tensor, query: torch.Tensor, position_bias: torch.Tensor) -> torch.Tensor:
+    """padded: [B, positions, D], zeros beyond a row's length."""
+    there = torch.arange(padded.shape[1], device=padded.device) < lengths.unsqueeze(1)
+    scores = (padded @ query + position_bias).masked_fill(~there, torch.finfo(padded.dtype).min)
+    return torch.bmm(torch.softmax(scores, dim=1).unsqueeze(1), padded).squeeze(1)
