@@ -12,8 +12,10 @@ COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --all-extras --no
 
 .PHONY: demo test lint bench lock clean
 
-demo: $(VENV)/.ready  ## MovieLens 1M: fetch, prepare, train a DLRM under Ray, report
+demo: $(VENV)/.ready  ## MovieLens 1M: fetch, prepare, train both models under Ray, report, index, recommend films to a user
 	$(BIN)/python jobs/train_dlrm.py --run-dir runs/demo/dlrm
+	$(BIN)/python jobs/train_two_tower.py --run-dir runs/demo/two_tower
+	$(BIN)/python jobs/build_index.py --run-dir runs/demo/two_tower --show 1
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest

@@ -45,7 +45,8 @@ def main(arguments: Arguments) -> None:
         optimizer=OptimizerConfig(sparse_learning_rate=0.02, dense_learning_rate=1e-3, dense_weight_decay=1e-5),
         train=LoopConfig(epochs=4, global_batch=1024, patience=1),
     )
-    launcher("ray").run(train, config)
+    with launcher(config.launch) as engine:
+        engine.run(train, config)
     outcome = json.loads((work / "run" / "outcome.json").read_text())
     figures = {
         "rows_in": dataset.summary["rows_in"],

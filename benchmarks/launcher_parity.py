@@ -1,6 +1,7 @@
 """One training under every launcher: the same rows in the same order, the same loss at every step, the same weights, bit by bit.
 
 python benchmarks/launcher_parity.py                       # ray, spark on the driver, spark on two executors, local
+python benchmarks/launcher_parity.py --model two_tower     # the retrieval model, on choices by as many users as make these rows
 python benchmarks/launcher_parity.py --rows 20000 --dense 3 --categorical 4 --engines local ray      # a short form
 """
 
@@ -16,7 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -28,19 +29,28 @@ from recsys_ray.config import (
     PrepareConfig,
     ShardingConfig,
     SparkConfig,
+    SplitConfig,
     TrainConfig,
+    TwoTowerConfig,
 )
 from recsys_ray.data.prepare import prepare
 from recsys_ray.data.stream import BlockStream, Columns
-from recsys_ray.datasets import synthetic
+from recsys_ray.datasets import choices, synthetic
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.training.train import train
 
 ORDER = "order"
+CHOICES = 20
+MODELS = {
+    "dlrm": DLRMConfig(interaction="dcn"),
+    "two_tower": TwoTowerConfig(embedding_dim=16, pooling="attention", pooled_values=10, uniform_negatives=128),
+}
+METRICS = {"dlrm": "test_auc", "two_tower": "test_mrr"}
 
 
 @dataclass(frozen=True)
 class Parity:
+    model: Literal["dlrm", "two_tower"] = "dlrm"
     rows: int = 200_000
     dense: int = 13
     categorical: int = 26
@@ -61,10 +71,10 @@ def main(job: Parity) -> None:
         found = {engine: in_own_process(job, engine, dataset) for engine in job.engines}
     first = next(iter(found.values()))
     same = {part: all(result[part] == first[part] for result in found.values()) for part in ("order", "losses", "weights")}
-    print(f"\n{'engine':<15}{'seconds':>9}{'steps':>7}  {'order of rows':<15}{'losses':<15}{'weights':<15}test AUC")
+    print(f"\n{'engine':<15}{'seconds':>9}{'steps':>7}  {'order of rows':<15}{'losses':<15}{'weights':<15}{METRICS[job.model]}")
     for engine, result in found.items():
         digests = "".join(f"{result[part][:12]:<15}" for part in same)
-        print(f"{engine:<15}{result['seconds']:>9.1f}{result['steps']:>7}  {digests}{result['test_auc']:.6f}")
+        print(f"{engine:<15}{result['seconds']:>9.1f}{result['steps']:>7}  {digests}{result[METRICS[job.model]]:.6f}")
     print("".join(f"{part}: {'identical' if equal else 'DIFFERENT'}   " for part, equal in same.items()))
     print(json.dumps({"workers": job.workers, "identical": same, "engines": found}))
     sys.exit(0 if all(same.values()) else 1)
@@ -72,6 +82,11 @@ def main(job: Parity) -> None:
 
 def prepared(job: Parity, folder: Path) -> Path:
     with launcher(LaunchConfig("ray")):
+        if job.model == "two_tower":
+            raw = choices.generate(folder / "raw", users=job.rows // CHOICES, items=1000, choices=CHOICES)
+            tables = (str(raw / f"{name}.parquet") for name in ("interactions", "users", "items"))
+            split = SplitConfig(by="leave_one_out")
+            return prepare(PrepareConfig("ray", *tables, out=str(folder / "dataset"), split=split, block_rows=128)).root
         raw = synthetic.generate(folder / "raw", job.rows, job.dense, job.categorical, num_embeddings=2000, multi=True)
         prepare(PrepareConfig(parquet=str(raw / "interactions"), out=str(folder / "dataset"), block_rows=128))
     return folder / "dataset"
@@ -85,7 +100,7 @@ def launch_config(engine: str, workers: int) -> LaunchConfig:
 
 def in_own_process(job: Parity, engine: str, dataset: Path) -> dict[str, Any]:
     """As a user would run it: nothing that one engine leaves in a process can touch the next."""
-    sizes = {"epochs": job.epochs, "global-batch": job.global_batch, "workers": job.workers}
+    sizes = {"model": job.model, "epochs": job.epochs, "global-batch": job.global_batch, "workers": job.workers}
     command = [sys.executable, __file__, "--dataset", str(dataset), "--engines", engine]
     command += [f"--{name}={value}" for name, value in sizes.items()]
     print(f"{engine} ...", flush=True)
@@ -100,7 +115,7 @@ def measure(job: Parity, engine: str, dataset: Path) -> dict[str, Any]:
     config = TrainConfig(
         run_dir=str(run_dir),
         data=DataConfig(path=str(dataset)),
-        model=DLRMConfig(interaction="dcn"),
+        model=MODELS[job.model],
         train=LoopConfig(epochs=job.epochs, global_batch=job.global_batch, log_every=1, patience=0),
         sharding=ShardingConfig(types=("row_wise", "table_wise")),
         launch=launch_config(engine, job.workers),
@@ -115,7 +130,7 @@ def measure(job: Parity, engine: str, dataset: Path) -> dict[str, Any]:
     return {
         "seconds": time.perf_counter() - began,
         "steps": outcome["steps"],
-        "test_auc": outcome["test_auc"],
+        METRICS[job.model]: outcome[METRICS[job.model]],
         "order": hashlib.sha256("".join(order).encode()).hexdigest(),
         "losses": hashlib.sha256(json.dumps(losses).encode()).hexdigest(),
         "weights": hashlib.sha256((run_dir / "model" / "weights.safetensors").read_bytes()).hexdigest(),

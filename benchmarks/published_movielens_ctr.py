@@ -133,7 +133,8 @@ def run(name: str, dataset: str, model: DLRMConfig, optimizer: OptimizerConfig, 
         train=LoopConfig(epochs=EPOCHS, global_batch=BATCH, patience=2, seed=seed, log_every=200),
         tracking=TrackingConfig(experiment="published-ctr"),
     )
-    launcher("ray").run(train, config)
+    with launcher(config.launch) as engine:
+        engine.run(train, config)
     return json.loads((run_dir / "outcome.json").read_text())
 
 

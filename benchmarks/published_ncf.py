@@ -147,7 +147,9 @@ def two_tower_scores(variant: Variant, name: str, rows: pd.DataFrame, work: Path
     path, table = dataset(work, name, rows, Schema((*variant.columns, Timestamp("timestamp"))))
     run_dir = work / f"run-{name}-{seed}"
     shutil.rmtree(run_dir, ignore_errors=True)
-    launcher(LaunchConfig(engine="local")).run(train, config(run_dir, path, variant.model, variant.epochs, seed))
+    settings = config(run_dir, path, variant.model, variant.epochs, seed)
+    with launcher(settings.launch) as engine:
+        engine.run(train, settings)
     retriever = load_retriever(run_dir)
     held_out = table.filter(pc.equal(table["split"], "test")).sort_by("user_id")
     return retriever.embed_queries(held_out) @ retriever.embed_candidates(pa.table({"item_id": np.arange(ITEMS)})).T

@@ -56,7 +56,8 @@ def main(arguments: Arguments) -> None:
         optimizer=OptimizerConfig(sparse_learning_rate=0.05, dense_learning_rate=1e-3),
         train=LoopConfig(epochs=3, global_batch=4096, patience=1, log_every=100),
     )
-    launcher("ray").run(train, config)
+    with launcher(config.launch) as engine:
+        engine.run(train, config)
     outcome = json.loads((work / "run" / "outcome.json").read_text())
     best = teacher_auc(dataset.root / "test", load_teacher(raw), work / "run" / "teacher-cache")
     gap = best - outcome["test_auc"]

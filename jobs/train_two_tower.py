@@ -30,9 +30,7 @@ from recsys_ray.training.train import train
 CONFIG = TrainConfig(
     run_dir="runs/two_tower",
     data=DataConfig(split=SplitConfig(by="leave_one_out")),
-    model=TwoTowerConfig(
-        embedding_dim=64, pooling="attention", pooled_values=20, query_layers=(), candidate_layers=(), dropout=0.3, ials=True
-    ),
+    model=TwoTowerConfig(embedding_dim=64, pooling="attention", query_layers=(128,), candidate_layers=(), dropout=0.2, ials=True),
     optimizer=OptimizerConfig(sparse="adagrad", sparse_learning_rate=0.1, dense_learning_rate=1e-3),
     train=LoopConfig(epochs=5, global_batch=1024),
     launch=LaunchConfig(engine="ray", workers=1),

@@ -100,7 +100,7 @@ class TwoTowerConfig:
     """Of the tables, and of both towers' vectors."""
     pooling: Literal["mean", "sum", "attention"] = "mean"
     """How the values of a multi-valued column become one vector; attention: weighted by a learned query and position."""
-    pooled_values: int = 50
+    pooled_values: int = 20
     """For attention: how many values of a row count, from the first."""
     init_range: float = 0.0
     """Embeddings start uniform in ± this; 0: ± 1/sqrt(rows of the table)."""

@@ -72,7 +72,7 @@ def dataset_for(data: DataConfig, run_dir: str, engine: Literal["ray", "spark"] 
     out = str(Path(run_dir) / "dataset")
     if data.parquet:
         return str(prepare(PrepareConfig(engine, data.parquet, schema=data.schema, out=out, split=data.split)).root)
-    raw = movielens.fetch(Path(run_dir) / "movielens-1m")
+    raw = movielens.fetch(Path(run_dir).parent / "movielens-1m")
     interactions, users, items = (str(raw / f"{table}.parquet") for table in ("interactions", "users", "items"))
     return str(prepare(PrepareConfig(engine, interactions, users, items, out=out, split=data.split)).root)
 
