@@ -72,6 +72,12 @@ def test_k_beyond_the_catalogue_finds_everything_that_is_in_it() -> None:
     assert found.recommended[1000].tolist() == [False, True, True]
 
 
+def test_a_worker_without_users_has_nothing_to_add() -> None:
+    nothing = Pairs.of(torch.zeros(0).long(), torch.zeros(0).long())
+    found = ranked(torch.zeros(0, 4), nothing, torch.zeros(0).long(), nothing, 2)
+    assert all(values.shape == (0,) for values in found.metrics.values()) and not found.recommended[2].any()
+
+
 def test_a_choice_among_equal_scores_comes_last() -> None:
     relevant, seen = Pairs.of(torch.tensor([0]), torch.tensor([1])), Pairs.of(torch.zeros(0).long(), torch.zeros(0).long())
     assert ranked(torch.zeros(1, 4), relevant, torch.tensor([0]), seen, 1).metrics["mrr"].tolist() == [0.25]

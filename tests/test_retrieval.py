@@ -47,7 +47,7 @@ USERS, ITEMS, CHOICES, LACKING = 700, 150, 12, 4
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The item table lacks the last few items, which are chosen all the same."""
-    folder = choices.generate(tmp_path_factory.mktemp("choices") / "raw", USERS, ITEMS, CHOICES)
+    folder = choices.generate(tmp_path_factory.mktemp("choices") / "raw", USERS, ITEMS, CHOICES, skew=0.2)
     items = pq.read_table(folder / "items.parquet")
     pq.write_table(items.slice(0, ITEMS - LACKING), folder / "items.parquet")
     return folder

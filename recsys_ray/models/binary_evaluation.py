@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-from recsys_ray.models.collectives import gather_rows
+from recsys_ray.models.collectives import gather_rows, my_rank
 from recsys_ray.models.metrics import binary_metrics, calibration_curve
 from recsys_ray.models.task import Batch, Columns, Evaluation, Read
 
@@ -38,4 +37,4 @@ def predict_split(model: Any, batches: Iterable[Batch], device: torch.device) ->
         parts.append(torch.stack([logits.sigmoid()[counted], labels[counted], on_device.weights[counted]], dim=1).cpu())
     model.train()
     probabilities, labels, weights = gather_rows(torch.cat(parts), device).numpy().T
-    return (probabilities, labels, weights) if not dist.is_initialized() or dist.get_rank() == 0 else None
+    return (probabilities, labels, weights) if my_rank() == 0 else None

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.fx
 from torch.nn import functional
 
-from recsys_ray.models.collectives import gather_equal, gather_with_gradient, workers
+from recsys_ray.models.collectives import gather_equal, gather_with_gradient, my_rank, workers
 
 
 def _global_mean(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -61,7 +61,7 @@ def sampled_softmax(
     """
     rows = len(queries)
     every = own.of_all_workers()
-    first = dist.get_rank() * len(own.items) if workers() > 1 else 0
+    first = my_rank() * len(own.items)
     mine = torch.arange(first, first + rows, device=queries.device)
     hidden = (own.items[:rows].unsqueeze(1) == every.items) | ~every.counted
     hidden[torch.arange(rows, device=queries.device), mine] = False

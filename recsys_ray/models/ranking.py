@@ -93,8 +93,9 @@ def rank(
 
 
 def _blocks(users: int, catalogue: int) -> Iterator[tuple[int, int]]:
+    """At least one, which may be empty: a worker may have no users."""
     size = max(1, BLOCK_SCORES // catalogue)
-    return ((first, min(first + size, users)) for first in range(0, users, size))
+    return ((first, min(first + size, users)) for first in range(0, max(users, 1), size))
 
 
 def _at_each(hits: torch.Tensor, chosen: torch.Tensor, metrics_at: tuple[int, ...]) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ such line reaches the user's terminal, once a worker, and would drown the progre
 import logging
 import warnings
 
-for _name in ("torchrec", "streaming", "mlflow", "alembic"):
+for _name in ("torchrec", "torch.fx", "streaming", "mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|recsys_ray")
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
