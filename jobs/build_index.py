@@ -3,6 +3,7 @@
     python jobs/build_index.py --run-dir runs/two_tower                                  # -> runs/two_tower/index
     python jobs/build_index.py --run-dir runs/two_tower --index s3://bucket/items        # object store
     python jobs/build_index.py --run-dir runs/two_tower --show 2                         # and what it recommends to two users
+    python jobs/build_index.py --run-dir runs/two_tower --index databricks:search/main.recsys.films     # AI Search
     ray job submit --working-dir . -- python jobs/build_index.py --run-dir /shared/runs/two_tower
 
 Prints and stores the recall against exact search. With the same run the index is built anew; searches go on meanwhile.
@@ -25,7 +26,7 @@ class IndexJob:
     run_dir: str
     """A finished run of jobs/train_two_tower.py."""
     index: str = ""
-    """Where: a folder or an object-store URL; empty: `index` in the run directory."""
+    """A folder, an object-store URL, or databricks:endpoint/catalog.schema.name; empty: `index` in the run directory."""
     show: int = 0
     """For so many users of the test split, print what they liked and the ten items recommended."""
     title: str = "title"
@@ -35,12 +36,7 @@ class IndexJob:
 def main(job: IndexJob) -> None:
     run_dir = Path(job.run_dir).absolute()
     uri = job.index or str(run_dir / "index")
-    manifest = build_index(run_dir, uri)
-    how = f"{manifest.probes} lists a search" if manifest.probes else "searched exactly"
-    print(
-        f"index    {uri}: {manifest.items:,} items of {manifest.dim} numbers, {how}; "
-        f"recall@100 {manifest.recall:.4f} against exact search ({manifest.recall_queries} queries)"
-    )
+    print(f"index    {uri}: {build_index(run_dir, uri)}")
     if job.show:
         print("\n".join(recommendations(run_dir, uri, job.show, job.title)))
 

@@ -182,14 +182,20 @@ def test_databricks_adapter_searches_as_the_other() -> None:
     """Its own logic alone: no workspace was at hand."""
     unit = vectors(50) / np.linalg.norm(vectors(50), axis=1, keepdims=True)
     workspace, query = Workspace(), vectors(1, seed=2)
-    databricks_index.write_databricks_index(workspace, "endpoint", "main.films", "v1", "item_id", SCHEMA, batches(unit))
-    found = databricks_index.open_databricks_index(workspace, "endpoint", "main.films", "v1", "item_id", ["item_id", "kind"])
+    databricks_index.write_databricks_index(workspace, "databricks:endpoint/main.x.films", "v1", "item_id", SCHEMA, batches(unit))
+    found = databricks_index.open_databricks_index(
+        workspace, "databricks:endpoint/main.x.films", "v1", "item_id", ["item_id", "kind"]
+    )
     order = np.argsort(-(query @ unit.T)[0]).tolist()
     assert ids(found.search(query, 5, exclude=[order[:2]])[0]) == order[2:7]
     assert ids(found.search(query, 5, where={"kind": "kind 0"})[0]) == [item for item in order if item % 3 == 0][:5]
     assert found.search(query, 5, where={"kind": "none"})[0].column_names == ["item_id", "kind", "score"]
-    with pytest.raises(ValueError, match=r"no index main\.films_v2"):
-        databricks_index.open_databricks_index(workspace, "endpoint", "main.films", "v2", "item_id", ["item_id"])
+    with pytest.raises(ValueError, match=r"no index main\.x\.films_v2"):
+        databricks_index.open_databricks_index(workspace, "databricks:endpoint/main.x.films", "v2", "item_id", ["item_id"])
     with pytest.raises(ValueError, match="of length 1"):
-        databricks_index.write_databricks_index(workspace, "endpoint", "main.films", "v3", "item_id", SCHEMA, batches(2 * unit))
-    assert list(workspace.rows) == ["main.films_v1"]
+        databricks_index.write_databricks_index(
+            workspace, "databricks:endpoint/main.x.films", "v3", "item_id", SCHEMA, batches(2 * unit)
+        )
+    with pytest.raises(ValueError, match="wants databricks:endpoint/catalog"):
+        databricks_index.address("databricks:films", "v1")
+    assert list(workspace.rows) == ["main.x.films_v1"]

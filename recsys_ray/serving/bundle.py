@@ -38,6 +38,12 @@ class Retriever:
     dataset: Path
     """The dataset directory it was trained on."""
 
+    @property
+    def item_key(self) -> str:
+        key = self.schema.key("item")
+        assert key is not None
+        return key.name
+
     def embed_queries(self, rows: pa.Table) -> np.ndarray:
         """float32 [rows, embedding_dim] of raw user and context columns."""
         return self.embed_encoded_queries(self._encoded(rows))

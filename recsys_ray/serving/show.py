@@ -14,8 +14,9 @@ from recsys_ray.data.dataset_directory import DatasetDirectory, load_catalogue
 from recsys_ray.data.split_reader import read_split
 from recsys_ray.data.transform import table_rows
 from recsys_ray.schema import Schema
+from recsys_ray.serving.build_index import open_any_index
 from recsys_ray.serving.bundle import Retriever, load_retriever
-from recsys_ray.serving.index import SCORE, open_index
+from recsys_ray.serving.index import SCORE
 
 LINES = 10
 Columns = dict[str, torch.Tensor]
@@ -28,17 +29,17 @@ def recommendations(run_dir: Path, uri: str, users: int, title: str) -> Iterator
     """
     retriever = load_retriever(run_dir)
     dataset = DatasetDirectory.open(retriever.dataset)
-    index, catalogue = open_index(uri, retriever.version), load_catalogue(dataset)
+    catalogue = load_catalogue(dataset)
     if title not in catalogue.column_names:
         raise ValueError(f"--title {title!r} is not a column of the catalogue: {', '.join(catalogue.column_names)}")
+    index = open_any_index(uri, retriever, [retriever.item_key, title])
     columns = _first_users(dataset, users)
     vectors = retriever.embed_encoded_queries(columns)
-    user, item = dataset.schema.key("user"), dataset.schema.key("item")
-    assert user is not None and item is not None
-    for place, (seen, liked) in enumerate(_choices(dataset, columns[user.name], user.name, item.name)):
-        shown = _titles(retriever, catalogue, item.name, liked)
-        known = _titles(retriever, catalogue, item.name, seen)
-        found = index.search(vectors[place : place + 1], LINES, exclude=[known[item.name].to_pylist()])[0]
+    user, item = dataset.schema.key("user"), retriever.item_key
+    assert user is not None
+    for place, (seen, liked) in enumerate(_choices(dataset, columns[user.name], user.name, item)):
+        shown, known = (_entries(retriever, catalogue, rows) for rows in (liked, seen))
+        found = index.search(vectors[place : place + 1], LINES, exclude=[known[item].to_pylist()])[0]
         yield _page(place + 1, shown[title].to_pylist(), len(known), found[title].to_pylist(), found[SCORE].to_pylist())
 
 
@@ -76,11 +77,11 @@ def _choices(dataset: DatasetDirectory, users: torch.Tensor, user: str, item: st
     return found
 
 
-def _titles(retriever: Retriever, catalogue: pa.Table, item: str, rows: list[int]) -> pa.Table:
-    """The catalogue's entries of these table rows."""
+def _entries(retriever: Retriever, catalogue: pa.Table, rows: list[int]) -> pa.Table:
+    """Of the catalogue, by table row."""
     key = retriever.schema.key("item")
     assert key is not None
-    known = pa.array(table_rows(key, catalogue[item].combine_chunks(), retriever.vocabularies))
+    known = pa.array(table_rows(key, catalogue[key.name].combine_chunks(), retriever.vocabularies))
     return catalogue.take(pc.index_in(pa.array(rows, pa.int32()), value_set=known).drop_null())
 
 
