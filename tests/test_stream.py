@@ -52,7 +52,9 @@ def read_epochs(dataset: str, out: str, first_epoch: int, first_step: int, weigh
         ]
         assert len(steps) == stream.steps - (first_step if epoch == first_epoch else 0)
         assert all(len(rows) == len(weights) for rows, weights, _, _ in steps)
-        seen.append(steps)
+        # As an evaluation between epochs: all rows, and the next epoch is the one that was to come.
+        once = torch.cat([columns["row"][columns[ROW_WEIGHT] > 0] - 1 for columns in stream.once()])
+        seen.append((steps, once))
     torch.save(seen, Path(out) / f"rank-{dist.get_rank()}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -64,7 +66,9 @@ def epochs_of(dataset: Path, out: Path, workers: int, first_epoch: int = 0, firs
     run_workers(read_epochs, workers, str(dataset), str(out), first_epoch, first_step, "importance")
     ranks = [torch.load(out / f"rank-{rank}.pt") for rank in range(workers)]
     merged = []
-    for epoch in zip(*ranks, strict=True):
+    for epoch_and_once in zip(*ranks, strict=True):
+        epoch, once = zip(*epoch_and_once, strict=True)
+        assert torch.equal(torch.cat(once).sort().values, torch.arange(ROWS))
         steps = []
         for step in zip(*epoch, strict=True):
             rows, weights = torch.cat([part[0] for part in step]), torch.cat([part[1] for part in step])

@@ -182,6 +182,13 @@ def test_schemas_that_cannot_be_retrieved_from_are_refused(kept: tuple[Column, .
         task(Schema(kept))
 
 
+def test_losses_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="uniform and hard ones are the softmax's"):
+        task(loss="bce", uniform_negatives=8)
+    with pytest.raises(ValueError, match="bce wants a label column"):
+        task(Schema(COLUMNS[1:]), loss="bce")
+
+
 def test_dlrm_without_a_label_is_refused() -> None:
     from recsys_ray.config import DLRMConfig
 

@@ -110,16 +110,17 @@ class BlockStream:
         read those. Every worker calls it."""
         dataset, world = self._dataset, self._dataset._unique_rank_world
         dataset.next_epoch = epoch
-        if steps:
-            done = steps * self._layout.blocks * world.num_ranks
-            place = {"epoch": epoch, "sample_in_epoch": done, "num_canonical_nodes": self._canonical_nodes}
-            dataset.load_state_dict({**place, "shuffle_seed": dataset.shuffle_seed, "initial_physical_nodes": world.num_nodes})
-            self._rest_of_epoch = _first_time(dataset, self._canonical_nodes, self._layout.blocks, done)
+        done = steps * self._layout.blocks * world.num_ranks
+        # Also without steps: StreamingDataset would go back to a place it was given for this or a later epoch.
+        place = {"epoch": epoch, "sample_in_epoch": done, "num_canonical_nodes": self._canonical_nodes}
+        dataset.load_state_dict({**place, "shuffle_seed": dataset.shuffle_seed, "initial_physical_nodes": world.num_nodes})
+        self._rest_of_epoch = _first_time(dataset, self._canonical_nodes, self._layout.blocks, done) if steps else None
         dist.barrier()
 
     def once(self) -> Iterator[Columns]:
         """All rows, outside of training: the iteration after it is the one that was to come. Every worker calls it."""
         epoch = self._dataset.next_epoch
+        dist.barrier()  # the workers of a host share that number: all must have read it before any sets it
         self.start_at(0, 0)
         yield from self
         self.start_at(epoch, 0)

@@ -31,8 +31,9 @@ def build_two_tower(
     catalogue: Catalogue,
     seed: int,
 ) -> Task:
-    """Raises ValueError for a schema without keys, or a side without columns."""
+    """Raises ValueError for a schema without keys, or a loss that settings or schema do not fit."""
     check_retrieval_schema(schema)
+    check_loss(config, schema)
     module = TwoTowerLoss(TwoTower(config, schema, device), config, device, autocast)
     log_q = lru_cache(1)(partial(catalogue.log_q, uniform=config.uniform_negatives))
     to_batch = partial(training_batch, config, schema, row_weight, catalogue, log_q, seed)
@@ -49,6 +50,13 @@ def check_retrieval_schema(schema: Schema) -> None:
             raise ValueError(f'the schema has no {side} key: set "key": true at the column that tells {side}s apart')
         if side == "item" and key.encoding == "hash":
             raise ValueError(f"item key {key.name!r} is hashed, so items may share a row: use encoding vocabulary or identity")
+
+
+def check_loss(config: TwoTowerConfig, schema: Schema) -> None:
+    if config.loss == "bce" and (config.uniform_negatives or config.hard_negatives):
+        raise ValueError("--model.loss bce takes the negatives from the rows' labels: uniform and hard ones are the softmax's")
+    if config.loss == "bce" and schema.label is None:
+        raise ValueError("--model.loss bce wants a label column in the schema: without one every row is a positive one")
 
 
 class TwoTower(nn.Module):
