@@ -191,7 +191,16 @@ def test_hosts_are_nodes_where_they_are_equal_and_in_order(hosts: list[str], pla
 
 @needs_java
 def test_every_engine_trains_the_same_rows_to_the_same_weights() -> None:
-    command = [sys.executable, "benchmarks/launcher_parity.py", "--rows", "30000", "--dense", "3", "--categorical", "4"]
+    command = [
+        sys.executable,
+        "benchmarks/launcher_parity.py",
+        "--model",
+        "two_tower",
+        "--rows",
+        "20000",
+        "--global-batch",
+        "1024",
+    ]
     done = subprocess.run([*command, "--epochs", "1"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

@@ -133,7 +133,9 @@ def test_catalogue_is_the_item_table_with_how_often_training_chose_each(
     }
 
 
-def test_item_twice_in_its_table_and_another_key_are_refused(ray_session: None, raw: Path, tmp_path: Path) -> None:
+def test_item_table_with_an_item_twice_another_key_or_a_column_less_is_refused(
+    ray_session: None, raw: Path, tmp_path: Path
+) -> None:
     items = pq.read_table(raw / "items.parquet")
     pq.write_table(pa.concat_tables([items, items.slice(5, 1)]), tmp_path / "items.parquet")
     with pytest.raises(ValueError, match=r"items\.parquet: item_id 5 is there 2 times: wants one row for each item_id"):
@@ -146,6 +148,12 @@ def test_item_twice_in_its_table_and_another_key_are_refused(ray_session: None, 
     with pytest.raises(ValueError, match=r"joined on --item-key 'sku', but the schema's item key is 'item_id'"):
         prepare(preparation(raw, tmp_path / "out", parquet=str(tmp_path / "interactions.parquet"),
                             items=str(tmp_path / "items.parquet"), item_key="sku", schema=str(raw / "schema.json")))  # fmt: skip
+    pq.write_table(items.drop_columns(["kind"]), tmp_path / "items.parquet")
+    kinds = items["kind"].take(pa.array(pq.read_table(raw / "interactions.parquet")["item_id"].to_numpy() % (ITEMS - LACKING)))
+    pq.write_table(pq.read_table(raw / "interactions.parquet").append_column("kind", kinds), tmp_path / "interactions.parquet")
+    with pytest.raises(ValueError, match=r"column 'kind' is on side item but not in .*items\.parquet"):
+        prepare(preparation(raw, tmp_path / "out", parquet=str(tmp_path / "interactions.parquet"),
+                            items=str(tmp_path / "items.parquet"), schema=str(raw / "schema.json")))  # fmt: skip
     assert not (tmp_path / "out").exists()
 
 

@@ -41,13 +41,21 @@ def item_columns(schema: Schema) -> list[str]:
 
 
 def check_item_key(source: Source, schema: Schema) -> None:
-    """Raises ValueError where the item table is joined by another column than the schema's item key."""
+    """Raises ValueError where the item table is joined by another column than the item key, or lacks an item column."""
     key = schema.key("item")
-    if key and source.items and source.items[1] != key.name:
-        path, join_key, _ = source.items
+    if key is None or source.items is None:
+        return
+    path, join_key, table = source.items
+    if join_key != key.name:
         raise ValueError(
             f"--items {path} is joined on --item-key {join_key!r}, but the schema's item key is {key.name!r}: name one of them"
         )
+    for name in item_columns(schema):
+        if name not in table.arrow_schema.names:
+            raise ValueError(
+                f"column {name!r} is on side item but not in {path}, so it would be unknown of items in the catalogue: put it "
+                "there, or on side context"
+            )
 
 
 def item_table(source: Source) -> pa.Table | None:
