@@ -54,7 +54,7 @@ def outcome(work: Path, path: str, log_q: bool, seed: int) -> dict[str, Any]:
         optimizer=OptimizerConfig(sparse="adagrad", sparse_learning_rate=0.1),
         train=LoopConfig(epochs=6, global_batch=1024, patience=0, log_every=500, seed=seed),
         tracking=TrackingConfig(experiment="log-q"),
-        launch=LaunchConfig(engine="local", cpus_per_worker=2),
+        launch=LaunchConfig(engine="local"),
     )
     with launcher(config.launch) as engine:
         engine.run(train, config)

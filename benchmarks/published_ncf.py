@@ -130,7 +130,7 @@ def config(run_dir: Path, path: str, model: TwoTowerConfig, epochs: int, seed: i
         optimizer=OptimizerConfig(sparse="adagrad", sparse_learning_rate=0.1),
         train=LoopConfig(epochs=epochs, global_batch=1024, patience=0, log_every=1000, seed=seed),
         tracking=TrackingConfig(experiment="published-ncf"),
-        launch=LaunchConfig(engine="local", cpus_per_worker=2),
+        launch=LaunchConfig(engine="local"),
     )
 
 
