@@ -62,8 +62,9 @@ def item_table(source: Source) -> pa.Table | None:
     """The items given, with all their columns; None where the interactions are all there is."""
     if source.items is None:
         return None
-    _, _, table = source.items
-    return table.read(table.arrow_schema.names)
+    _, key, table = source.items
+    items = table.read(table.arrow_schema.names)
+    return items.filter(items[key].is_valid())
 
 
 def with_frequencies(items: pa.Table, key: Categorical, frequencies: pa.Table) -> tuple[pa.Table, list[str]]:

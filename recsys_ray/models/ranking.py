@@ -21,8 +21,9 @@ class Pairs:
     @staticmethod
     def of(users: torch.Tensor, items: torch.Tensor) -> Pairs:
         """Sorted, each once."""
-        both = torch.unique(torch.stack([users, items], dim=1), dim=0)
-        return Pairs(both[:, 0].contiguous(), both[:, 1].contiguous())
+        size = int(items.max()) + 1 if len(items) else 1
+        codes = torch.unique(users * size + items)
+        return Pairs(codes // size, codes % size)
 
     def between(self, first: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Of users first to stop - 1, these counted from 0."""
