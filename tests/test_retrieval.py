@@ -33,6 +33,7 @@ from recsys_ray.data.prepare import prepare
 from recsys_ray.data.split_reader import read_split
 from recsys_ray.datasets import choices
 from recsys_ray.models.ranking import Pairs, rank
+from recsys_ray.schema import Dense, Schema
 from recsys_ray.serving.build_index import build_index
 from recsys_ray.serving.bundle import load_retriever
 from recsys_ray.serving.index import open_index
@@ -41,15 +42,16 @@ from recsys_ray.training.train import train
 from tests.test_training import losses
 from tests.workers import run_workers
 
-USERS, ITEMS, CHOICES, LACKING = 700, 150, 12, 4
+USERS, ITEMS, CHOICES, LACKING, EPOCHS = 700, 150, 12, 4, 4
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The item table lacks the last few items, which are chosen all the same."""
-    folder = choices.generate(tmp_path_factory.mktemp("choices") / "raw", USERS, ITEMS, CHOICES, skew=0.2)
-    items = pq.read_table(folder / "items.parquet")
+    folder = choices.generate(tmp_path_factory.mktemp("choices") / "raw", USERS, ITEMS, CHOICES, skew=0.0)
+    items = pq.read_table(folder / "items.parquet").append_column("size", pa.array(np.arange(ITEMS) % 7 + 0.5))
     pq.write_table(items.slice(0, ITEMS - LACKING), folder / "items.parquet")
+    (folder / "schema.json").write_text(Schema((*choices.SCHEMA.columns, Dense("size", "item", scale="standard"))).to_json())
     return folder
 
 
@@ -82,9 +84,9 @@ def config(dataset: Path, run_dir: Path, epochs: int = 2, **model: object) -> Tr
 
 @pytest.fixture(scope="module")
 def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two epochs on two workers, tables row-wise, with uniform and hard negatives besides."""
+    """On two workers, tables row-wise, with uniform and hard negatives besides."""
     run_dir = tmp_path_factory.mktemp("run") / "run"
-    run_workers(train, 2, config(dataset, run_dir, uniform_negatives=32, hard_negatives=16))
+    run_workers(train, 2, config(dataset, run_dir, EPOCHS, uniform_negatives=32, hard_negatives=16))
     return run_dir
 
 
@@ -111,7 +113,7 @@ def test_catalogue_is_the_item_table_with_how_often_training_chose_each(
 ) -> None:
     """Items that the table lacks are told of; without an item table the catalogue is what was chosen."""
     catalogue = load_catalogue(DatasetDirectory.open(dataset))
-    assert catalogue.column_names == ["item_id", "kind", "title", FREQUENCY]
+    assert catalogue.column_names == ["item_id", "kind", "title", "size", FREQUENCY]
     assert catalogue["item_id"].to_pylist() == list(range(ITEMS - LACKING))
     trained = pq.read_table(raw / "interactions.parquet").filter(pc.field("timestamp") < CHOICES - 2)
     counts = Counter(trained["item_id"].to_pylist())
@@ -123,9 +125,7 @@ def test_catalogue_is_the_item_table_with_how_often_training_chose_each(
     assert told in capsys.readouterr().out
 
     schema = choices.SCHEMA.columns
-    (tmp_path / "schema.json").write_text(
-        choices.Schema(tuple(one for one in schema if one.name not in ("kind", "country"))).to_json()
-    )
+    (tmp_path / "schema.json").write_text(Schema(tuple(one for one in schema if one.name not in ("kind", "country"))).to_json())
     alone = preparation(raw, tmp_path / "alone", users="", items="", schema=str(tmp_path / "schema.json"))
     found = load_catalogue(prepare(alone))
     assert dict(zip(found["item_id"].to_pylist(), found[FREQUENCY].to_pylist(), strict=True)) == {
@@ -144,7 +144,7 @@ def test_item_table_with_an_item_twice_another_key_or_a_column_less_is_refused(
         "sku", pq.read_table(raw / "interactions.parquet")["item_id"]
     )
     pq.write_table(renamed, tmp_path / "interactions.parquet")
-    pq.write_table(items.rename_columns(["sku", "kind", "title"]), tmp_path / "items.parquet")
+    pq.write_table(items.rename_columns(["sku", "kind", "title", "size"]), tmp_path / "items.parquet")
     with pytest.raises(ValueError, match=r"joined on --item-key 'sku', but the schema's item key is 'item_id'"):
         prepare(preparation(raw, tmp_path / "out", parquet=str(tmp_path / "interactions.parquet"),
                             items=str(tmp_path / "items.parquet"), item_key="sku", schema=str(raw / "schema.json")))  # fmt: skip
@@ -169,7 +169,7 @@ def test_metrics_beside_baselines_and_by_group(run: Path) -> None:
     for name in ("Two Tower", "popularity", "iALS"):
         assert rows[name]["recall_at_1000"] == pytest.approx(1 - lacking), "k beyond the catalogue finds all that is in it"
     assert found["test_coverage_at_1000"] == 1
-    assert found["test_recall_at_10"] > rows["popularity"]["recall_at_10"] > 0
+    assert found["test_recall_at_10"] > 1.3 * 10 / ITEMS, "better than chance"
     page = (run / "report.html").read_text()
     assert "recall@10 on test, compared" in page and "country south" in page
 
@@ -192,7 +192,7 @@ def test_one_worker_draws_the_curve_of_two(dataset: Path, tmp_path: Path) -> Non
 def test_stopped_run_goes_on_to_the_same_weights(dataset: Path, run: Path, tmp_path: Path) -> None:
     """Uniform negatives and dropout included."""
     settings = {"uniform_negatives": 32, "hard_negatives": 16}
-    for epochs in (1, 2):
+    for epochs in (1, EPOCHS):
         run_workers(train, 2, config(dataset, tmp_path / "stopped", epochs, **settings))
     expected, found = (load_file(folder / "model" / "weights.safetensors") for folder in (run, tmp_path / "stopped"))
     assert expected.keys() == found.keys()

@@ -34,9 +34,10 @@ def build_index(run_dir: Path, uri: str) -> str:
 
 def build_lance_index(run_dir: Path, uri: str, retriever: Retriever, dataset: DatasetDirectory) -> Manifest:
     """In one step; whatever goes wrong, what is served at `uri` stays."""
+    vectors = item_vectors(run_dir, dataset, retriever.dim)
     with IndexWriter.begin(uri, retriever.version, retriever.item_key) as writer:
         started = time.perf_counter()
-        index = writer.write(*item_vectors(run_dir, dataset, retriever.dim))
+        index = writer.write(*vectors)
         print(f"index: {index.manifest.items:,} items embedded and indexed in {time.perf_counter() - started:.1f} s", flush=True)
         return writer.publish(index, sample_queries(retriever, dataset))
 

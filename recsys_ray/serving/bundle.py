@@ -73,8 +73,8 @@ def load_retriever(run_dir: str | Path) -> Retriever:
     settings = two_tower_config(config["model"], run_dir)
     model = TwoTower(settings, dataset.schema, torch.device("cpu"))
     weights = load_file(run_dir / WEIGHTS)
-    model.to_empty(device="cpu")
-    model.load_state_dict({name.removeprefix(PREFIX): tensor for name, tensor in weights.items() if name.startswith(PREFIX)})
+    own = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items() if name.startswith(PREFIX)}
+    model.load_state_dict(own, assign=True)
     version = hashlib.sha256((run_dir / WEIGHTS).read_bytes()).hexdigest()[:16]
     vocabularies = load_vocabularies(dataset.root, dataset.schema)
     return Retriever(model.eval(), dataset.schema, vocabularies, version, settings.embedding_dim, dataset.root)

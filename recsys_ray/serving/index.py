@@ -16,11 +16,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import fsspec
-import lancedb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from lancedb.index import IvfFlat
 
 VECTOR, SCORE = "vector", "score"
 MANIFEST = "index.json"
@@ -103,7 +101,14 @@ def open_index(uri: str, model_version: str) -> Index:
             f"the index at {uri} was built by model {manifest.model_version}, and this is model {model_version}: their vectors "
             "do not belong together. Build it again with jobs/build_index.py"
         )
-    return Index(manifest, lancedb.connect(uri).open_table(manifest.table))
+    return Index(manifest, connect(uri).open_table(manifest.table))
+
+
+def connect(uri: str) -> Any:
+    # Not at the top: once it is loaded, every process that this one starts, Ray's among them, prints a warning.
+    import lancedb
+
+    return lancedb.connect(uri)
 
 
 @dataclass
@@ -119,7 +124,7 @@ class IndexWriter:
         served = read_manifest(uri)
         table = f"items_{model_version}_{uuid.uuid4().hex[:8]}"
         manifest = Manifest(table, model_version, key, 0, 0, 0, previous=served.table if served else "")
-        return IndexWriter(uri, manifest, lancedb.connect(uri))
+        return IndexWriter(uri, manifest, connect(uri))
 
     def __enter__(self) -> Self:
         return self
@@ -134,6 +139,8 @@ class IndexWriter:
         table = self.database.create_table(self.manifest.table, reader, schema=schema)
         items, dim = table.count_rows(), schema.field(VECTOR).type.list_size
         if items >= EXACT_BELOW:
+            from lancedb.index import IvfFlat  # as in `connect`
+
             table.create_index(VECTOR, config=IvfFlat(distance_type="dot", num_partitions=items // LIST_ITEMS))
         self.manifest = dataclasses.replace(self.manifest, items=items, dim=dim)
         return Index(self.manifest, table)

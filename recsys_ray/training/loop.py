@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -100,6 +101,8 @@ def train_epoch(
     began, meter.started, meter.waited = time.perf_counter(), time.perf_counter(), 0.0
     while True:
         set_learning_rates(optimizer, meter.step, rates)
+        # Dropout by the step alone: a run that goes on draws what it would have drawn.
+        torch.manual_seed(zlib.crc32(f"{loop.seed} {meter.step} {world.rank}".encode()))
         try:
             loss, _, labels = step(waiting)
         except StopIteration:
