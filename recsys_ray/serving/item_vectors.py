@@ -38,6 +38,7 @@ def item_vectors(run_dir: Path, dataset: DatasetDirectory, dim: int) -> tuple[pa
     if not ray.is_initialized():
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     catalogue = load_catalogue(dataset)
     workers = max(1, min(int(ray.cluster_resources().get("CPU", 1)), len(catalogue) // ITEMS_PER_WORKER))
     vectors = ray.data.read_parquet(str(dataset.root / CATALOGUE)).map_batches(
@@ -45,7 +46,7 @@ def item_vectors(run_dir: Path, dataset: DatasetDirectory, dim: int) -> tuple[pa
         fn_constructor_args=(str(run_dir),),
         batch_size=EMBED_ROWS,
         batch_format="pyarrow",
-        concurrency=workers,
+        compute=ray.data.ActorPoolStrategy(size=workers),
     )
     schema = catalogue.schema.remove(catalogue.schema.get_field_index(FREQUENCY)).append(
         pa.field(VECTOR, pa.list_(pa.float32(), dim))
