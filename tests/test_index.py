@@ -140,6 +140,8 @@ def test_large_catalogue_is_searched_by_as_many_lists_as_recall_wants(tmp_path: 
     found = overlap(best_keys(index, queries), exact)
     assert index.manifest.recall >= RECALL_WANTED and found > 0.98
     assert overlap(best_keys(with_probes(index, 1), queries), exact) < 0.9
+    (rare,) = index.search(queries[:1], 5, where="item_id % 10000 = 7")
+    assert rare.num_rows == 5, "lists beyond those of a search are scanned where a condition leaves too few"
 
 
 class Workspace:

@@ -27,7 +27,7 @@ def items_of(batch: pa.Table, names: list[str], key: Categorical) -> pa.Table:
 
 def first_of_each(rows: pa.Table, key: Categorical) -> pa.Table:
     rows = rows.sort_by(ROW_HASH)
-    rows = rows.filter(rows[key.name].is_valid())
+    rows = rows.filter(canonical(key, rows[key.name].combine_chunks()).is_valid())
     _, first = np.unique(value_hashes(canonical(key, rows[key.name].combine_chunks())), return_index=True)
     return rows.take(first)
 
@@ -58,13 +58,13 @@ def check_item_key(source: Source, schema: Schema) -> None:
             )
 
 
-def item_table(source: Source) -> pa.Table | None:
+def item_table(source: Source, key: Categorical) -> pa.Table | None:
     """The items given, with all their columns; None where the interactions are all there is."""
     if source.items is None:
         return None
-    _, key, table = source.items
+    _, _, table = source.items
     items = table.read(table.arrow_schema.names)
-    return items.filter(items[key].is_valid())
+    return items.filter(canonical(key, items[key.name].combine_chunks()).is_valid())
 
 
 def with_frequencies(items: pa.Table, key: Categorical, frequencies: pa.Table) -> tuple[pa.Table, list[str]]:

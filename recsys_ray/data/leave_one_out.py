@@ -59,7 +59,7 @@ def latest_rows(batch: pa.Table, schema: Schema, faults: PerRow) -> LatestRows:
     user, timestamp = schema.key("user"), schema.timestamp
     assert user is not None and timestamp is not None
     batch = batch.filter(pa.array((faults(batch) == None) & positives(batch, schema)))  # noqa: E711
-    batch = batch.filter(pa.array(batch[user.name].combine_chunks().is_valid()))
+    batch = batch.filter(canonical(user, batch[user.name].combine_chunks()).is_valid())
     users = value_hashes(canonical(user, batch[user.name].combine_chunks()))
     # Shifted, so that times before 1970 come first as unsigned numbers too.
     times = seconds(batch[timestamp.name].combine_chunks()).to_numpy(zero_copy_only=False).view(np.uint64) ^ np.uint64(1 << 63)
@@ -67,7 +67,9 @@ def latest_rows(batch: pa.Table, schema: Schema, faults: PerRow) -> LatestRows:
 
 
 def latest(rows: np.ndarray) -> LatestRows:
+    """Rows that are alike, as a Spark table may have, are one."""
     rows = rows[:, np.lexsort((rows[2], rows[1], rows[0]))]
+    rows = rows[:, np.append(True, (rows[:, 1:] != rows[:, :-1]).any(axis=0))[: rows.shape[1]]]
     users = rows[0]
     beyond = np.zeros(len(users), bool)
     beyond[: -HELD_OUT - 1] = users[: -HELD_OUT - 1] == users[HELD_OUT + 1 :]

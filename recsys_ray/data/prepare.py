@@ -142,7 +142,7 @@ def _write_items(staging: Path, config: PrepareConfig, source: Source, passes: P
     """The catalogue, where the schema tells items apart."""
     if (key := fitted.schema.key("item")) is None:
         return
-    items = item_table(source)
+    items = item_table(source, key)
     if items is None:
         items = run_stage("listing items", lambda: passes.items(key))
     items, absent = with_frequencies(items, key, fitted.item_frequencies)

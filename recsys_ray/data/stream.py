@@ -92,6 +92,8 @@ class BlockStream:
             self._dataset,
             batch_size=layout.blocks,
             num_workers=workers,
+            # Of its own: else it would draw from that of the model's dropout, once an epoch and once more after a resume.
+            generator=torch.Generator(),
             collate_fn=partial(_concatenate, layout.block_rows),
             persistent_workers=workers > 0,
             multiprocessing_context="forkserver" if workers else None,

@@ -77,18 +77,25 @@ class Index:
         return [self._search(query, k, where, keys, wanted) for query, keys in zip(queries, excluded, strict=True)]
 
     def _search(self, query: np.ndarray, k: int, where: str, excluded: list[Any], wanted: list[str]) -> pa.Table:
-        search = self.table.search(query, vector_column_name=VECTOR).distance_type("dot").select([*wanted, "_distance"])
-        search = search.limit(k + len(excluded))
-        search = search.nprobes(self.manifest.probes) if self.manifest.probes else search.bypass_vector_index()
-        try:
-            found = (search.where(where, prefilter=True) if where else search).to_arrow()
-        except (ValueError, RuntimeError, OSError) as error:
-            raise ValueError(f"cannot search where {where!r}: {error}" if where else str(error)) from error
+        limit = k + len(excluded)
+        found = self._nearest(query, limit, where, wanted, self.manifest.probes)
+        if self.manifest.probes and found.num_rows < min(limit, self.manifest.items):
+            # The lists scanned hold too few that pass the condition, or that are wanted.
+            found = self._nearest(query, limit, where, wanted, 0)
         if excluded:
             key = found[self.manifest.key]
             found = found.filter(pc.invert(pc.is_in(key, value_set=pa.array(excluded, key.type))))
         score = pc.subtract(1.0, found["_distance"])  # Lance's distance is 1 - dot product.
         return found.drop_columns(["_distance"]).append_column(SCORE, score).slice(0, k)
+
+    def _nearest(self, query: np.ndarray, limit: int, where: str, wanted: list[str], probes: int) -> pa.Table:
+        search = self.table.search(query, vector_column_name=VECTOR).distance_type("dot").select([*wanted, "_distance"])
+        search = search.limit(limit)
+        search = search.nprobes(probes) if probes else search.bypass_vector_index()
+        try:
+            return (search.where(where, prefilter=True) if where else search).to_arrow()
+        except (ValueError, RuntimeError, OSError) as error:
+            raise ValueError(f"cannot search where {where!r}: {error}" if where else str(error)) from error
 
 
 def open_index(uri: str, model_version: str) -> Index:

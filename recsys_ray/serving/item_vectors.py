@@ -47,6 +47,7 @@ def item_vectors(run_dir: Path, dataset: DatasetDirectory, dim: int) -> tuple[pa
         batch_size=EMBED_ROWS,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=0,  # the readers need CPUs too, and wait for ever where embedders hold them all
     )
     schema = catalogue.schema.remove(catalogue.schema.get_field_index(FREQUENCY)).append(
         pa.field(VECTOR, pa.list_(pa.float32(), dim))

@@ -46,8 +46,8 @@ def finish(
         "comparison": test.comparison,
     }
     weights = run_dir / "model" / "weights.safetensors"
+    write_weights(run_dir / "checkpoints" / progress.best, model, weights)
     if weights_bytes(model) < config.tracking.log_weights_below_mib << 20:
-        write_weights(run_dir / "checkpoints" / progress.best, model, weights)
         tracker.file(weights, "model")
     tracker.metrics(progress.step, {f"test/{name}": value for name, value in test.metrics.items()})
     tracker.metrics(progress.step, {"rows_per_second": outcome["rows_per_second"]})
