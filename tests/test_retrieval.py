@@ -39,7 +39,7 @@ from recsys_ray.serving.bundle import load_retriever
 from recsys_ray.serving.index import open_index
 from recsys_ray.serving.show import recommendations
 from recsys_ray.training.train import train
-from tests.test_training import losses
+from tests.test_training import losses, stop_within_an_epoch
 from tests.workers import run_workers
 
 USERS, ITEMS, CHOICES, LACKING, EPOCHS = 700, 150, 12, 4, 4
@@ -190,10 +190,13 @@ def test_one_worker_draws_the_curve_of_two(dataset: Path, tmp_path: Path) -> Non
 
 
 def test_stopped_run_goes_on_to_the_same_weights(dataset: Path, run: Path, tmp_path: Path) -> None:
-    """Uniform negatives and dropout included."""
-    settings = {"uniform_negatives": 32, "hard_negatives": 16}
-    for epochs in (1, EPOCHS):
-        run_workers(train, 2, config(dataset, tmp_path / "stopped", epochs, **settings))
+    """Uniform negatives and dropout included, from within an epoch: of 28 steps each, it stops at step 30."""
+    wanted = config(dataset, tmp_path / "stopped", EPOCHS, uniform_negatives=32, hard_negatives=16)
+    wanted = dataclasses.replace(wanted, train=dataclasses.replace(wanted.train, checkpoint_every=29))
+    with pytest.raises(torch.multiprocessing.ProcessRaisedException, match="stopped"):
+        run_workers(stop_within_an_epoch, 2, wanted)
+    assert (tmp_path / "stopped" / "checkpoints" / "step_29").exists()
+    run_workers(train, 2, wanted)
     expected, found = (load_file(folder / "model" / "weights.safetensors") for folder in (run, tmp_path / "stopped"))
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
