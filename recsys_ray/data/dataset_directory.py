@@ -1,7 +1,7 @@
 """The dataset directory: its files, how it is put in place whole, and how to open it.
 
 schema.json          columns, with the sizes and means that preparation found
-vocabularies/        <table>.parquet: values, most frequent first
+vocabularies/        <table>.parquet: values in the order of their rows
 catalogue.parquet    every item that may be recommended, raw, where the schema has an item key
 train/ validation/ test/   MDS row blocks; a split without index.json is no split
 rejected/            bad rows as Parquet with the reason (only when there are some)
@@ -75,7 +75,21 @@ def write_vocabularies(root: Path, vocabularies: Vocabularies) -> None:
 
 def load_vocabularies(root: Path, schema: Schema) -> Vocabularies:
     names = [name for name, columns in schema.tables.items() if columns[0].encoding == "vocabulary"]
-    return {name: pq.read_table(_vocabulary_file(root, name))["value"].combine_chunks() for name in names}
+    return {name: _read_vocabulary(_vocabulary_file(root, name)) for name in names}
+
+
+def _read_vocabulary(file: Path) -> pa.Array:
+    try:
+        return pq.read_table(file)["value"].combine_chunks()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{file} cannot be read as a vocabulary ({error}): prepare the dataset again") from error
+
+
+def copy_encoding(dataset: DatasetDirectory, folder: Path) -> None:
+    """Schema and vocabularies, without which weights mean nothing: the dataset may be prepared anew, and then has others."""
+    shutil.copy2(dataset.root / "schema.json", folder)
+    if (dataset.root / "vocabularies").exists():
+        shutil.copytree(dataset.root / "vocabularies", folder / "vocabularies", dirs_exist_ok=True)
 
 
 def _vocabulary_file(root: Path, table: str) -> Path:

@@ -1,18 +1,23 @@
 """What training needs to know of the training rows: means and deviations of standardised columns, vocabularies, and how often
-each item was chosen. Batches of rows report partial results, which are merged: the driver must hold the distinct values."""
+each item was chosen. Batches of rows report partial results, which are merged: the driver must hold the distinct values. What the
+dataset that this one grows from has measured stays as it was, so that weights trained on it still fit."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys_ray.data.dataset_directory import DatasetDirectory, load_vocabularies
 from recsys_ray.data.exact_sums import Moments, moments_of
 from recsys_ray.data.profile import PerRow
-from recsys_ray.data.transform import Vocabularies, canonical, positives, unscaled
+from recsys_ray.data.transform import Vocabularies, canonical, positives, unscaled, value_hashes
 from recsys_ray.schema import Categorical, Column, Dense, Schema
 
 COMPACT_ROWS = 1 << 22
@@ -20,6 +25,10 @@ NO_COUNTS = pa.schema({"table": pa.string(), "value": pa.string(), "frequency": 
 ITEMS = ""
 """Under this name, which no table has, `counts` holds the frequencies of items."""
 Tables = dict[str, list[Categorical]]
+Scales = dict[str, tuple[float, float]]
+"""Mean and deviation of standardised columns."""
+UNMEASURED = (0.0, 1.0)
+"""Those of a column that had no value, or only zeros: nothing worth keeping."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,42 @@ class Fitted:
     vocabularies: Vocabularies
     item_frequencies: pa.Table
     """value (as text) and frequency of the item key's values among positive training rows; empty where it has none."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What is kept of the dataset that this one grows from."""
+
+    vocabularies: Vocabularies
+    scales: Scales
+    path: str = ""
+    fingerprint: str | None = None
+
+    @staticmethod
+    def open(path: str, schema: Schema) -> Earlier:
+        """Raises FileNotFoundError where `path` is no dataset directory, ValueError where a value would lose its row in it."""
+        old = DatasetDirectory.open(path)
+        tables = {name: (new[0], old.schema.tables[name][0]) for name, new in schema.tables.items() if name in old.schema.tables}
+        for name, (new, before) in tables.items():
+            _check_same_rows(name, new, before, path)
+        loaded = load_vocabularies(old.root, old.schema)
+        vocabularies = {name: values for name, values in loaded.items() if name in tables}
+        for name, values in vocabularies.items():
+            _check_room(name, len(values), *tables[name], path)
+        standard, measured = {column.name for column in _standard(schema)}, _standard(old.schema)
+        scales = {one.name: (one.mean, one.std) for one in measured if one.name in standard and (one.mean, one.std) != UNMEASURED}
+        return Earlier(vocabularies, scales, str(Path(path).absolute()), old.summary.get("fingerprint"))
+
+    @property
+    def stamp(self) -> str:
+        """Changes when what is kept does, wherever it lies."""
+        digest = hashlib.sha256(json.dumps(self.scales, sort_keys=True).encode())
+        for name, values in sorted(self.vocabularies.items()):
+            digest.update(name.encode() + value_hashes(values).tobytes())
+        return digest.hexdigest()
+
+
+NOTHING = Earlier({}, {})
 
 
 @dataclass(frozen=True)
@@ -66,10 +111,12 @@ def measure(batch: pa.Table, schema: Schema, faults: PerRow, split_of: PerRow) -
     return Measured(moments, pa.concat_tables(counts))
 
 
-def completed(schema: Schema, measured: Measured) -> Fitted:
-    counts = _compacted(measured.counts)
-    vocabularies = {name: _vocabulary(counts, name, columns[0]) for name, columns in _tables(schema).items()}
-    columns = tuple(_completed(column, measured.moments, vocabularies) for column in schema.columns)
+def completed(schema: Schema, measured: Measured, earlier: Earlier) -> Fitted:
+    counts, old = _compacted(measured.counts), earlier.vocabularies
+    vocabularies = {name: _vocabulary(counts, name, columns[0], old.get(name)) for name, columns in _tables(schema).items()}
+    # Kept, not measured anew: to weights trained on the earlier dataset the same raw value must remain the same number.
+    scales = {name: (found.mean, found.std or 1.0) for name, found in measured.moments.items()} | earlier.scales
+    columns = tuple(_completed(column, scales, vocabularies) for column in schema.columns)
     items = counts.filter(pc.field("table") == ITEMS).select(["value", "frequency"])
     return Fitted(Schema(columns), vocabularies, items)
 
@@ -82,11 +129,38 @@ def _tables(schema: Schema) -> Tables:
     return {name: columns for name, columns in schema.tables.items() if columns[0].encoding == "vocabulary"}
 
 
-def _completed(column: Column, found: dict[str, Moments], vocabularies: Vocabularies) -> Column:
+def _check_same_rows(name: str, new: Categorical, old: Categorical, path: str) -> None:
+    """A hash finds its row by the size of the table, so that must not change either."""
+    for setting in ("encoding", "dtype", *(("num_embeddings",) if new.encoding == "hash" else ())):
+        if (ours := getattr(new, setting)) != (theirs := getattr(old, setting)):
+            raise ValueError(
+                f"table {name!r}: {setting} is {ours!r} in the schema but {theirs!r} in --grow-from {path}, so its values would "
+                f'change rows: make the schema agree, or start anew under another name ("table": "{name}_2")'
+            )
+
+
+def _check_room(name: str, values: int, new: Categorical, old: Categorical, path: str) -> None:
+    if _rows(values) != old.num_embeddings:
+        raise ValueError(
+            f"table {name!r}: --grow-from {path} has a vocabulary of {values} values, but num_embeddings {old.num_embeddings} "
+            "in its schema.json, so they do not belong together: prepare that dataset again"
+        )
+    if new.num_embeddings and values >= new.num_embeddings:
+        raise ValueError(
+            f"table {name!r}: num_embeddings {new.num_embeddings} in the schema leaves room for {new.num_embeddings - 1} values, "
+            f"but --grow-from {path} has {values} and drops none: say {values + 1} or more, or 0 for no limit"
+        )
+
+
+def _rows(values: int) -> int:
+    return max(values + 1, 2)
+
+
+def _completed(column: Column, scales: Scales, vocabularies: Vocabularies) -> Column:
     if isinstance(column, Categorical) and column.table_name in vocabularies:
-        return dataclasses.replace(column, num_embeddings=max(len(vocabularies[column.table_name]) + 1, 2))
-    if isinstance(column, Dense) and column.name in found:
-        return dataclasses.replace(column, mean=found[column.name].mean, std=found[column.name].std or 1.0)
+        return dataclasses.replace(column, num_embeddings=_rows(len(vocabularies[column.table_name])))
+    if isinstance(column, Dense) and column.name in scales:
+        return dataclasses.replace(column, mean=scales[column.name][0], std=scales[column.name][1])
     return column
 
 
@@ -113,11 +187,13 @@ def _compacted(counts: pa.Table) -> pa.Table:
     return summed.rename_columns({"frequency_sum": "frequency"}).select(counts.column_names)
 
 
-def _vocabulary(counts: pa.Table, name: str, column: Categorical) -> pa.Array:
-    """Values seen at least min_frequency times, most frequent first; equally frequent ones in their own order."""
+def _vocabulary(counts: pa.Table, name: str, column: Categorical, old: pa.Array | None = None) -> pa.Array:
+    """The old, then what is seen at least min_frequency times, most frequent first; equally frequent ones in their own order."""
     frequent = counts.filter((pc.field("table") == name) & (pc.field("frequency") >= column.min_frequency))
     dtype = pa.int64() if column.dtype == "int" else pa.string()
     found = pa.table({"value": frequent["value"].cast(dtype), "frequency": frequent["frequency"]})
-    ordered = found.sort_by([("frequency", "descending"), ("value", "ascending")])
-    limit = column.num_embeddings - 1 if column.num_embeddings else len(ordered)
-    return ordered["value"].combine_chunks()[:limit]
+    old = pa.array([], dtype) if old is None else old
+    new = found.filter(pc.invert(pc.is_in(found["value"], value_set=old)))
+    ordered = new.sort_by([("frequency", "descending"), ("value", "ascending")])
+    limit = column.num_embeddings - 1 - len(old) if column.num_embeddings else len(ordered)
+    return pa.concat_arrays([old, ordered["value"].combine_chunks()[:limit]])

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from recsys_ray.data.catalogue import item_columns, items_of, merged_items
 from recsys_ray.data.engine import Engine
-from recsys_ray.data.fit import NO_COUNTS, Fitted, Measured, completed, measure, wants_fitting
+from recsys_ray.data.fit import NO_COUNTS, Earlier, Fitted, Measured, completed, measure, wants_fitting
 from recsys_ray.data.leave_one_out import HeldOut, LatestRows, latest_rows
 from recsys_ray.data.mds_parts import SPLIT_COLUMN, PartWriter, Written
 from recsys_ray.data.profile import Profile, profile_batch
@@ -35,12 +35,12 @@ class Passes:
         latest = partial(latest_rows, schema=self.rules.schema, faults=self.rules.faults)
         return self.engine.reduce(self._rows(), latest, LatestRows.merge).held_out()
 
-    def fit(self) -> Fitted:
-        """Of good training rows alone. No pass where the schema asks for nothing that must be measured."""
+    def fit(self, earlier: Earlier) -> Fitted:
+        """Of good training rows alone, and what is kept of `earlier`. No pass where the schema asks for nothing to measure."""
         if not wants_fitting(self.rules.schema):
             return Fitted(self.rules.schema, {}, NO_COUNTS)
         fit = partial(measure, schema=self.rules.schema, faults=self.rules.faults, split_of=self.rules.splits)
-        return completed(self.rules.schema, self.engine.reduce(self._rows(), fit, Measured.merge))
+        return completed(self.rules.schema, self.engine.reduce(self._rows(), fit, Measured.merge), earlier)
 
     def items(self, key: Categorical) -> pa.Table:
         """The items of the good rows, with their columns."""

@@ -16,15 +16,14 @@ from recsys_ray.data.arrow_types import check_columns
 from recsys_ray.data.blocks import mds_columns
 from recsys_ray.data.catalogue import absence, check_item_key, item_table, with_frequencies
 from recsys_ray.data.dataset_directory import SUMMARY, DatasetDirectory, staged, write_catalogue, write_vocabularies
-from recsys_ray.data.engine import Engine, open_engine
-from recsys_ray.data.fit import Fitted
-from recsys_ray.data.mds_parts import PartWriter, Written, rows_per_part
+from recsys_ray.data.engine import open_engine
+from recsys_ray.data.fit import NOTHING, Earlier, Fitted
+from recsys_ray.data.mds_parts import PartWriter, rows_per_part
 from recsys_ray.data.passes import Passes
 from recsys_ray.data.profile import Profile
-from recsys_ray.data.sources import TABLE, Source, fingerprint, open_source
+from recsys_ray.data.sources import TABLE, fingerprint, open_source
 from recsys_ray.data.splits import SPLITS, RowRules, check_split, time_boundaries
-from recsys_ray.data.stages import clear_errors, run_stage
-from recsys_ray.data.transform import NOT_BINARY
+from recsys_ray.data.stages import check_complete, check_enough, clear_errors, run_stage
 from recsys_ray.datasets import movielens
 from recsys_ray.schema import Schema
 
@@ -37,6 +36,7 @@ def prepare(config: PrepareConfig) -> DatasetDirectory:
     """
     out = _checked_out(config)
     schema = Schema.load(config.schema or schema_beside(config.parquet))
+    earlier = Earlier.open(config.grow_from, schema) if config.grow_from else NOTHING
     with open_engine(config.engine) as engine:
         source = open_source(config, engine.open_table)
         check_columns(schema, source.arrow_schema, config.parquet)
@@ -44,12 +44,13 @@ def prepare(config: PrepareConfig) -> DatasetDirectory:
         check_item_key(source, schema)
         if not source.interactions.rows:
             raise ValueError(f"no rows: {config.parquet} has columns but is empty")
-        print_of_inputs = fingerprint(source, schema.to_json(), _settings(config))
+        print_of_inputs = fingerprint(source, schema.to_json(), _settings(config, earlier))
         if (existing := _existing(out, print_of_inputs, config.overwrite)) is not None:
             print(f"{out} is up to date with its inputs ({print_of_inputs}): nothing to do")
             return existing
         with staged(out) as staging, clear_errors(out, source):
-            _write_dataset(staging, config, schema, source, engine, print_of_inputs)
+            passes = Passes(engine, source, RowRules(schema, config.split, config.seed))
+            _write_dataset(staging, config, passes, earlier, print_of_inputs)
     return DatasetDirectory.open(out)
 
 
@@ -88,11 +89,13 @@ def schema_beside(parquet: str) -> str:
     )
 
 
-def _settings(config: PrepareConfig) -> str:
+def _settings(config: PrepareConfig, earlier: Earlier) -> str:
     """What, beside the files and whatever the engine, decides the result; `fingerprint` tells files apart."""
     names = [field.name for field in dataclasses.fields(PrepareConfig) if field.name != "engine"]
     kept = {name: getattr(config, name) for name in names}
     kept |= {"parquet": "", "users": bool(config.users), "items": bool(config.items), "out": "", "schema": "", "overwrite": False}
+    # Where there is nothing to grow from, as it was before there was that setting: those datasets are still up to date.
+    kept |= {"grow_from": earlier.stamp} if kept.pop("grow_from") else {}
     return json.dumps(kept | {"split": dataclasses.asdict(config.split)}, sort_keys=True)
 
 
@@ -113,36 +116,34 @@ def _existing(out: Path, print_of_inputs: str, overwrite: bool) -> DatasetDirect
     return None
 
 
-def _write_dataset(
-    staging: Path, config: PrepareConfig, schema: Schema, source: Source, engine: Engine, print_of_inputs: str
-) -> None:
-    passes = Passes(engine, source, RowRules(schema, config.split, config.seed))
+def _write_dataset(staging: Path, config: PrepareConfig, passes: Passes, earlier: Earlier, print_of_inputs: str) -> None:
     profile = run_stage("reading", passes.profile)
-    _check_enough(profile, config)
+    check_enough(profile, config)
     if config.split.by == "time":
         boundaries = time_boundaries(config.split, profile.timestamps)
         passes = dataclasses.replace(passes, rules=dataclasses.replace(passes.rules, boundaries=boundaries))
     if config.split.by == "leave_one_out":
-        held_out = engine.share(run_stage("splitting", passes.held_out))
+        held_out = passes.engine.share(run_stage("splitting", passes.held_out))
         passes = dataclasses.replace(passes, rules=dataclasses.replace(passes.rules, held_out=held_out))
-    fitted = run_stage("fitting", passes.fit)
+    fitted = run_stage("fitting", lambda: passes.fit(earlier))
+    growth = {"grew_from": _growth(earlier, fitted, passes.rules.schema)} if config.grow_from else {}
     writer = PartWriter(staging, mds_columns(fitted.schema), config.block_rows, rows_per_part(profile.rows, profile.bytes))
     written = run_stage("writing", lambda: passes.write_blocks(fitted, writer))
-    _check_complete(profile, written)
+    check_complete(profile, written)
     if profile.reasons:
         run_stage("setting bad rows aside", lambda: passes.set_bad_rows_aside(staging / "rejected"))
     (staging / "schema.json").write_text(fitted.schema.to_json())
     write_vocabularies(staging, fitted.vocabularies)
-    _write_items(staging, config, source, passes, fitted)
+    _write_items(staging, config, passes, fitted)
     summary = _summary(profile, fitted.schema, written.rows, config, print_of_inputs)
-    (staging / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+    (staging / SUMMARY).write_text(json.dumps(summary | growth, indent=2) + "\n")
 
 
-def _write_items(staging: Path, config: PrepareConfig, source: Source, passes: Passes, fitted: Fitted) -> None:
+def _write_items(staging: Path, config: PrepareConfig, passes: Passes, fitted: Fitted) -> None:
     """The catalogue, where the schema tells items apart."""
     if (key := fitted.schema.key("item")) is None:
         return
-    items = item_table(source, key)
+    items = item_table(passes.source, key)
     if items is None:
         items = run_stage("listing items", lambda: passes.items(key))
     items, absent = with_frequencies(items, key, fitted.item_frequencies)
@@ -151,29 +152,15 @@ def _write_items(staging: Path, config: PrepareConfig, source: Source, passes: P
     write_catalogue(staging, items)
 
 
-def _check_enough(profile: Profile, config: PrepareConfig) -> None:
-    rejected = sum(profile.reasons.values())
-    worst = "; ".join(f"{reason} ({count:,} rows)" for reason, count in list(profile.worst_reasons.items())[:5])
-    hint = ' ("positive_above" makes a label of any number)' if NOT_BINARY in worst else ""
-    remedy = f"{worst}. Correct the data or the schema{hint}"
-    if profile.rows == rejected:
-        raise ValueError(f"no rows to keep: all {profile.rows:,} rows of {config.parquet} are bad: {remedy}")
-    if rejected > config.max_rejected * profile.rows:
-        raise ValueError(
-            f"{rejected:,} of {profile.rows:,} rows of {config.parquet} are bad, more than --max-rejected {config.max_rejected}: "
-            f"{remedy}, or raise the limit to set them aside"
-        )
-
-
-def _check_complete(profile: Profile, written: Written) -> None:
-    kept, rows = profile.rows - sum(profile.reasons.values()), written.rows
-    if (sum(rows.values()), written.hash_sum) != (kept, profile.hash_sum):
-        raise ValueError(
-            f"wrote {rows}, not the {kept:,} rows that were to be kept: the source changed during preparation. Run it again; a "
-            "view that gives other rows each time (a limit, a random or a floating-point sum) must be a table first"
-        )
-    if not rows["train"]:
-        raise ValueError(f"no training rows: the split left {rows}. Choose other fractions or another split")
+def _growth(earlier: Earlier, fitted: Fitted, wanted: Schema) -> dict[str, Any]:
+    """For the summary. Printed too, with what only the schema as given, `wanted`, knows: which tables have no room to grow."""
+    counts = {}
+    for name, values in fitted.vocabularies.items():
+        had, has, limit = len(earlier.vocabularies.get(name, ())), len(values), wanted.tables[name][0].num_embeddings
+        full = f", all that num_embeddings {limit} leaves room for" if has + 1 == limit else ""
+        print(f"prepare: table {name!r} had {had:,} values and has {has:,}{full}", flush=True)
+        counts[name] = {"had": had, "has": has}
+    return {"path": earlier.path, "fingerprint": earlier.fingerprint, "values": counts}
 
 
 def _summary(

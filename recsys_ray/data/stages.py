@@ -11,7 +11,11 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from recsys_ray.config import PrepareConfig
+from recsys_ray.data.mds_parts import Written
+from recsys_ray.data.profile import Profile
 from recsys_ray.data.sources import Source
+from recsys_ray.data.transform import NOT_BINARY
 
 T = TypeVar("T")
 
@@ -45,3 +49,28 @@ def clear_errors(out: Path, source: Source) -> Iterator[None]:
 def _damaged(source: Source) -> ValueError | None:
     found = next(filter(None, (table.unreadable() for table in source.tables)), "")
     return ValueError(f"{found}: write it again or leave it out") if found else None
+
+
+def check_enough(profile: Profile, config: PrepareConfig) -> None:
+    rejected = sum(profile.reasons.values())
+    worst = "; ".join(f"{reason} ({count:,} rows)" for reason, count in list(profile.worst_reasons.items())[:5])
+    hint = ' ("positive_above" makes a label of any number)' if NOT_BINARY in worst else ""
+    remedy = f"{worst}. Correct the data or the schema{hint}"
+    if profile.rows == rejected:
+        raise ValueError(f"no rows to keep: all {profile.rows:,} rows of {config.parquet} are bad: {remedy}")
+    if rejected > config.max_rejected * profile.rows:
+        raise ValueError(
+            f"{rejected:,} of {profile.rows:,} rows of {config.parquet} are bad, more than --max-rejected {config.max_rejected}: "
+            f"{remedy}, or raise the limit to set them aside"
+        )
+
+
+def check_complete(profile: Profile, written: Written) -> None:
+    kept, rows = profile.rows - sum(profile.reasons.values()), written.rows
+    if (sum(rows.values()), written.hash_sum) != (kept, profile.hash_sum):
+        raise ValueError(
+            f"wrote {rows}, not the {kept:,} rows that were to be kept: the source changed during preparation. Run it again; a "
+            "view that gives other rows each time (a limit, a random or a floating-point sum) must be a table first"
+        )
+    if not rows["train"]:
+        raise ValueError(f"no training rows: the split left {rows}. Choose other fractions or another split")

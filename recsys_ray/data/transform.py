@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from recsys_ray.schema import Categorical, Column, Dense, Label, Schema, Timestamp, Weight
 
 Vocabularies = dict[str, pa.Array]
-"""Table name -> its values, most frequent first; value i selects row i + 1."""
+"""Table name -> its values, most frequent first, after those of the dataset it grew from; value i selects row i + 1."""
 LARGEST = float(np.finfo(np.float32).max)
 """Numbers beyond it would be infinite as the float32 that is stored."""
 NOT_BINARY = "not 0 or 1"
