@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import tyro
 
+from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.config import (
     DataConfig,
     DLRMConfig,
@@ -124,8 +125,9 @@ def measure(job: Parity, engine: str, dataset: Path) -> dict[str, Any]:
     with launcher(config.launch) as cluster:
         cluster.run(audited_train, config)
     outcome = json.loads((run_dir / "outcome.json").read_text())
-    newest = max((run_dir / "checkpoints").glob("step_*/committed.json"), key=lambda path: path.stat().st_mtime)
-    losses = [point["loss"] for point in json.loads(newest.read_text())["training"]]
+    store = CheckpointStore(str(run_dir / "checkpoints"))
+    progress = store.marker(store.committed()[0])["note"]["progress"]
+    losses = [point["loss"] for point in progress["training"]]
     order = [(run_dir / f"{ORDER}-{rank}").read_text() for rank in range(job.workers)]
     return {
         "seconds": time.perf_counter() - began,

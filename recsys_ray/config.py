@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,11 @@ class PrepareConfig:
     """Give up, writing nothing, when more than this fraction of the rows is bad."""
     overwrite: bool = False
     """Replace an existing dataset directory, atomically."""
+    grow_from: str = ""
+    """A dataset directory of earlier data, such as yesterday's. Its vocabularies come first, as they are, then the values that
+    are new, most frequent first; columns standardised in both keep its means and deviations. So a value keeps its row in the
+    embedding table and a number its scale, and training may start from the weights of the earlier data. None of its values is
+    dropped: `min_frequency` and `num_embeddings` of the schema limit the new ones."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +160,6 @@ class LoopConfig:
     """Rows in a step over all workers; a multiple of block_rows * workers."""
     max_steps: int = 0
     """Stop after this many steps; 0: no limit."""
-    checkpoint_every: int = 0
-    """Steps between checkpoints within an epoch; 0: at the end of each epoch alone."""
     log_every: int = 50
     """Steps between progress lines and MLflow points."""
     patience: int = 2
@@ -164,6 +167,25 @@ class LoopConfig:
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast of the dense part on GPUs that have it, fp32 elsewhere."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Written at the end of each epoch, on SIGTERM, and as often within an epoch as it says here; training goes on meanwhile."""
+
+    folder: str = ""
+    """Where they are kept: a folder that all workers share, or the URL of an object store, such as s3://bucket/run; empty:
+    `checkpoints` in the run directory."""
+    every_steps: int = 0
+    """Steps between checkpoints within an epoch; 0: do not count steps."""
+    every_minutes: float = 15.0
+    """Minutes between checkpoints within an epoch; 0: do not look at the clock."""
+    keep_last: int = 2
+    """How many of the newest are kept; with 1, a damaged one leaves nothing to go back to."""
+    keep_best: int = 1
+    """How many are kept besides, of the ends of epochs with the best validation metric."""
+    grace_seconds: float = 25.0
+    """How long SIGTERM leaves the workers to finish their step and write a checkpoint before they are ended."""
 
 
 @dataclass(frozen=True)
@@ -238,13 +260,41 @@ class TrainConfig:
 
     run_dir: str = ""
     """Where everything ends up: checkpoints, outcome.json, report.html. Running again in it goes on."""
+    init_from: str = ""
+    """The run directory (or its `model` folder) of an earlier run whose weights a new run starts from, as far as names fit."""
     data: DataConfig = field(default_factory=DataConfig)
     model: DLRMConfig | TwoTowerConfig = field(default_factory=DLRMConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: LoopConfig = field(default_factory=LoopConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+
+def from_json(text: str) -> TrainConfig:
+    """Of what `to_json` wrote. Raises ValueError where that was another version of this package."""
+    return _built(TrainConfig, json.loads(text))
+
+
+def _built(kind: Any, values: dict[str, Any]) -> Any:
+    hints, fields = get_type_hints(kind), {field.name for field in dataclasses.fields(kind)}
+    if fields != values.keys():
+        raise ValueError(
+            f"{kind.__name__} of another version of this package: it has {sorted(fields ^ values.keys())} or lacks them"
+        )
+    return kind(**{name: _value(hints[name], value) for name, value in values.items()})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    """JSON knows neither tuples nor which of several dataclasses a part was: that one which has its fields."""
+    if isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, dict):
+        return value
+    kinds = [kind for kind in (get_args(hint) or (hint,)) if dataclasses.is_dataclass(kind)]
+    fits = [kind for kind in kinds if {field.name for field in dataclasses.fields(kind)} == value.keys()]
+    return _built(fits[0] if fits else kinds[0], value) if kinds else value
 
 
 def to_json(config: TrainConfig | PrepareConfig) -> str:

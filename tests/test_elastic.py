@@ -41,7 +41,7 @@ def test_run_grows_with_the_cluster_and_keeps_its_place(dataset: Path, tmp_path:
     run_dir, log = tmp_path / "run", tmp_path / "log"
     command = [sys.executable, "jobs/train_dlrm.py", f"--data.path={dataset}", f"--run-dir={run_dir}"]
     command += [f"--train.epochs={EPOCHS}", "--train.patience=0", "--train.global-batch=1024", "--train.log-every=1"]
-    command += ["--train.checkpoint-every=10", "--launch.workers=2", "--launch.min-workers=1", "--launch.ray.resize-seconds=3"]
+    command += ["--checkpoint.every-steps=10", "--launch.workers=2", "--launch.min-workers=1", "--launch.ray.resize-seconds=3"]
     with log.open("wb") as output:
         environment = {**os.environ, "RAY_ADDRESS": cluster.address}
         job = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from recsys_ray.config import (
+    CheckpointConfig,
     DataConfig,
     LoopConfig,
     OptimizerConfig,
@@ -192,7 +193,7 @@ def test_one_worker_draws_the_curve_of_two(dataset: Path, tmp_path: Path) -> Non
 def test_stopped_run_goes_on_to_the_same_weights(dataset: Path, run: Path, tmp_path: Path) -> None:
     """Uniform negatives and dropout included, from within an epoch: of 28 steps each, it stops at step 30."""
     wanted = config(dataset, tmp_path / "stopped", EPOCHS, uniform_negatives=32, hard_negatives=16)
-    wanted = dataclasses.replace(wanted, train=dataclasses.replace(wanted.train, checkpoint_every=29))
+    wanted = dataclasses.replace(wanted, checkpoint=CheckpointConfig(every_steps=29))
     with pytest.raises(torch.multiprocessing.ProcessRaisedException, match="stopped"):
         run_workers(stop_within_an_epoch, 2, wanted)
     assert (tmp_path / "stopped" / "checkpoints" / "step_29").exists()

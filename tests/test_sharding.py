@@ -146,7 +146,7 @@ def test_pipelined_epochs_train_and_evaluate_as_plain_ones(world: World) -> None
         meter, loop, evaluated = Meter(), LoopConfig(log_every=1), []
         for first in (0, 5):
             batches = [made.to_batch(columns(seed)) for seed in range(first, first + 5)]
-            train_epoch(step, batches, optimizer, meter, world, loop, OptimizerConfig(), report, checkpoint)
+            train_epoch(step, batches, optimizer, meter, world, loop, OptimizerConfig(), report, never, checkpoint)
             found = predict_split(model, [made.to_batch(columns(99))], world.device)
             assert found is not None
             evaluated.append(found[0])
@@ -167,12 +167,16 @@ def test_training_stops_at_max_steps(world: World) -> None:
     batches = [made.to_batch(columns(seed)) for seed in range(5)]
     for step in (make_step(model, optimizer, world), pipelined_step(model, optimizer, world)):
         meter.step = 2
-        train_epoch(step, batches, optimizer, meter, world, LoopConfig(max_steps=4), OptimizerConfig(), report, checkpoint)
+        train_epoch(step, batches, optimizer, meter, world, LoopConfig(max_steps=4), OptimizerConfig(), report, never, checkpoint)
         assert meter.step == 4
 
 
 def report(point: dict[str, float]) -> None:
     """Nobody listens."""
+
+
+def never() -> bool:
+    return False
 
 
 def checkpoint() -> None:

@@ -1,7 +1,8 @@
-"""The stream: every row once an epoch for any number of workers, in an order that does not depend on that number."""
+"""The stream: every row once an epoch for any number of workers, in global batches that do not depend on that number."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,15 @@ import torch
 import torch.distributed as dist
 
 from recsys_ray.config import DataConfig, PrepareConfig, SplitConfig
+from recsys_ray.data.block_dataset import BlockDataset, deal
+from recsys_ray.data.global_batches import NONE, counted, shares
+from recsys_ray.data.mosaic import World, generate_work_random_batching
 from recsys_ray.data.prepare import prepare
-from recsys_ray.data.stream import ROW_WEIGHT, BlockStream, batch_layout, check_elastic
+from recsys_ray.data.stream import ROW_WEIGHT, BlockStream, batch_layout
 from recsys_ray.schema import Categorical, Label, Schema, Weight
 from tests.workers import run_workers
 
-ROWS, BLOCK_ROWS, GLOBAL_BATCH, EPOCHS = 5_003, 64, 384, 3
+ROWS, BLOCKS, BLOCK_ROWS, GLOBAL_BATCH, EPOCHS = 5_003, 79, 64, 384, 3
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +42,20 @@ def numbered(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return prepare(PrepareConfig(parquet=str(root / "rows.parquet"), out=out, block_rows=BLOCK_ROWS, split=split)).root
 
 
-def read_epochs(dataset: str, out: str, first_epoch: int, first_step: int, weight: str) -> None:
+def read_epochs(dataset: str, out: str, first_epoch: int, first_block: int, global_batch: int, data: DataConfig) -> None:
     """What one worker sees: for each epoch and step its rows and weights."""
     dist.init_process_group("gloo")
-    layout = batch_layout(GLOBAL_BATCH, BLOCK_ROWS, dist.get_world_size())
-    cache = Path(out) / "cache"
-    stream = BlockStream(f"{dataset}/train", cache, layout, seed=7, shuffle=True, config=DataConfig(), weight=weight)
-    stream.start_at(first_epoch, first_step)
+    layout = batch_layout(global_batch, BLOCK_ROWS, dist.get_world_size())
+    stream = BlockStream(f"{dataset}/train", Path(out) / "cache", layout, 7, shuffle=True, config=data, weight="importance")
+    assert (stream.blocks, stream.steps) == (BLOCKS, -(-BLOCKS // layout.global_blocks))
+    stream.start_at(first_epoch, first_block)
     seen = []
     for epoch in range(first_epoch, EPOCHS):
         steps = [
             (columns["row"].clone() - 1, columns[ROW_WEIGHT], columns["lists"], columns["lists.lengths"]) for columns in stream
         ]
-        assert len(steps) == stream.steps - (first_step if epoch == first_epoch else 0)
+        left = BLOCKS - (first_block if epoch == first_epoch else 0)
+        assert len(steps) == -(-left // layout.global_blocks)
         assert all(len(rows) == len(weights) for rows, weights, _, _ in steps)
         # As an evaluation between epochs: all rows, and the next epoch is the one that was to come.
         once = torch.cat([columns["row"][columns[ROW_WEIGHT] > 0] - 1 for columns in stream.once()])
@@ -60,10 +65,18 @@ def read_epochs(dataset: str, out: str, first_epoch: int, first_step: int, weigh
     dist.destroy_process_group()
 
 
-def epochs_of(dataset: Path, out: Path, workers: int, first_epoch: int = 0, first_step: int = 0) -> list[list[tuple]]:
+def epochs_of(
+    dataset: Path,
+    out: Path,
+    workers: int,
+    first_epoch: int = 0,
+    first_block: int = 0,
+    global_batch: int = GLOBAL_BATCH,
+    data: DataConfig | None = None,
+) -> list[list[tuple]]:
     """For each epoch and global step: the rows that count, in order, and their weights."""
     out.mkdir()
-    run_workers(read_epochs, workers, str(dataset), str(out), first_epoch, first_step, "importance")
+    run_workers(read_epochs, workers, str(dataset), str(out), first_epoch, first_block, global_batch, data or DataConfig())
     ranks = [torch.load(out / f"rank-{rank}.pt") for rank in range(workers)]
     merged = []
     for epoch_and_once in zip(*ranks, strict=True):
@@ -71,6 +84,7 @@ def epochs_of(dataset: Path, out: Path, workers: int, first_epoch: int = 0, firs
         assert torch.equal(torch.cat(once).sort().values, torch.arange(ROWS))
         steps = []
         for step in zip(*epoch, strict=True):
+            assert len({len(part[0]) for part in step}) == 1, "workers have unequal numbers of rows"
             rows, weights = torch.cat([part[0] for part in step]), torch.cat([part[1] for part in step])
             counted = weights > 0
             for part in step:
@@ -79,6 +93,11 @@ def epochs_of(dataset: Path, out: Path, workers: int, first_epoch: int = 0, firs
             steps.append((rows[counted][order].numpy(), weights[counted][order].numpy()))
         merged.append(steps)
     return merged
+
+
+def assert_same_batches(found: list[tuple], wanted: list[tuple]) -> None:
+    for (rows, weights), (wanted_rows, wanted_weights) in zip(found, wanted, strict=True):
+        assert np.array_equal(rows, wanted_rows) and np.array_equal(weights, wanted_weights)
 
 
 @pytest.fixture(scope="module")
@@ -97,36 +116,118 @@ def test_every_row_counts_once_an_epoch_with_its_weight(by_workers: dict, worker
 
 
 def test_global_batches_are_the_same_for_any_number_of_workers(by_workers: dict) -> None:
-    for one, two, three in zip(by_workers[1], by_workers[2], by_workers[3], strict=True):
-        for alone, *shared in zip(one, two, three, strict=True):
-            assert all(np.array_equal(alone[0], rows) for rows, _ in shared)
+    for workers, epoch in itertools.product((2, 3), range(EPOCHS)):
+        assert_same_batches(by_workers[workers][epoch], by_workers[1][epoch])
 
 
 def test_epochs_differ_in_order_and_a_later_start_finds_the_same_epoch(by_workers: dict, numbered: Path, tmp_path: Path) -> None:
     epochs = by_workers[2]
     assert not np.array_equal(epochs[0][0][0], epochs[1][0][0])
     (resumed,) = epochs_of(numbered, tmp_path / "resumed", 2, first_epoch=EPOCHS - 1)
-    assert all(np.array_equal(a[0], b[0]) for a, b in zip(resumed, epochs[-1], strict=True))
+    assert_same_batches(resumed, epochs[-1])
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_start_within_an_epoch_finds_the_rest_of_it_whoever_read_the_beginning(
     by_workers: dict, numbered: Path, tmp_path: Path, workers: int
 ) -> None:
-    rest, *after = epochs_of(numbered, tmp_path / "rest", workers, first_epoch=1, first_step=9)
-    expected = by_workers[2][1][9:]
-    assert len(rest) == len(expected)
-    assert all(np.array_equal(found[0], wanted[0]) for found, wanted in zip(rest, expected, strict=True))
-    assert all(np.array_equal(a[0], b[0]) for a, b in zip(after[0], by_workers[2][2], strict=True))
+    rest, after = epochs_of(numbered, tmp_path / "rest", workers, first_epoch=1, first_block=9 * GLOBAL_BATCH // BLOCK_ROWS)
+    assert_same_batches(rest, by_workers[2][1][9:])
+    assert_same_batches(after, by_workers[2][2])
 
 
-def test_global_batch_that_is_not_whole_blocks_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"--train.global-batch 1000 is not a multiple .*256 \* 2 workers: use 1024"):
-        batch_layout(1000, 256, 2)
-    assert batch_layout(1024, 256, 2).rows == 512
+def test_three_workers_share_batches_of_four_blocks(by_workers: dict, numbered: Path, tmp_path: Path) -> None:
+    """Each reads two, of which two count nothing; from the middle of an epoch of larger batches on, with loader processes."""
+    alone = epochs_of(numbered, tmp_path / "alone", 1, 1, 18, 4 * BLOCK_ROWS)
+    three = epochs_of(numbered, tmp_path / "three", 3, 1, 18, 4 * BLOCK_ROWS, DataConfig(loader_workers=2))
+    for found, wanted in zip(three, alone, strict=True):
+        assert_same_batches(found, wanted)
+    rest = np.concatenate([rows for rows, _ in three[0]])
+    before = np.concatenate([rows for rows, _ in by_workers[2][1][:3]])
+    assert np.array_equal(np.sort(np.concatenate([before, rest])), np.arange(ROWS))
+    assert np.array_equal(np.sort(np.concatenate([rows for rows, _ in three[1]])), np.arange(ROWS))
 
 
-def test_sizes_of_an_elastic_run_that_cannot_share_a_batch_are_named():
-    with pytest.raises(ValueError, match=r"4096 is not a multiple of block_rows 256 \* \[3\] workers, .* use a multiple of 3072"):
-        check_elastic(4096, 256, 2, 4)
-    check_elastic(3072, 256, 2, 4)
+WORLDS = [(1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (1, 4), (2, 2), (4, 1), (1, 5), (5, 1)]
+"""Nodes, and workers on each."""
+
+
+def simulated(blocks: int, global_blocks: int, canonical_nodes: int) -> BlockDataset:
+    """As much of a dataset of two shards as deals out its blocks."""
+    dataset = BlockDataset.__new__(BlockDataset)
+    settings = {"shuffle": True, "shuffle_algo": "py1e", "shuffle_seed": 3, "shuffle_block_size": 1 << 18, "batch_size": 1}
+    nodes = {"num_canonical_nodes": canonical_nodes, "_canonical_nodes": canonical_nodes, "initial_physical_nodes": None}
+    shards = np.array([blocks // 2, blocks - blocks // 2])
+    resampled = {"epoch_size": blocks, "resample_streams": lambda epoch: (shards[shards > 0], np.arange(blocks))}
+    vars(dataset).update({**settings, **nodes, **resampled, "partition_algo": "orig", "global_blocks": global_blocks})
+    return dataset
+
+
+def dealt(dataset: BlockDataset, nodes: int, ranks: int, done: int) -> list[list[int]]:
+    """The blocks that count, of each step, after checking that all workers read equally many of existing ones."""
+    size = nodes * ranks
+    work = deal(dataset, World(nodes, ranks, 1, 0), 1, done)[:, :, 0]
+    weights = shares(counted(dataset.order(), done, dataset.global_blocks, size), nodes, ranks)
+    assert work.shape == weights.shape
+    read = (work != NONE).sum(-1).reshape(size, -1)
+    assert (read == read[0]).all() and (read > 0).all(), "workers have unequal numbers of rows"
+    assert not weights[work == NONE].any()
+    return [sorted(work[:, :, step][weights[:, :, step] > 0]) for step in range(work.shape[2])]
+
+
+@pytest.mark.parametrize("canonical_nodes", [1, 2, 4])
+@pytest.mark.parametrize("blocks", [5, 7, 16, 21])
+def test_any_world_counts_the_same_blocks_in_the_same_batch(blocks: int, canonical_nodes: int) -> None:
+    """Also one that takes over at any place, whatever batches led there."""
+    for global_blocks in (1, 2, 3, 4, 8):
+        dataset = simulated(blocks, global_blocks, canonical_nodes)
+        order = deal(dataset, World(1, 1, 1, 0), 1, 0).flatten()
+        order = order[order != NONE]
+        assert len(dataset.order()) == len(order)
+        for done in range(len(order)):
+            alone = dealt(dataset, 1, 1, done)
+            assert sorted([*{*order[:done]}, *itertools.chain(*alone)]) == list(range(blocks))
+            for step, batch in enumerate(alone):
+                start = done + step * global_blocks
+                assert batch == sorted({*order[start : start + global_blocks]} - {*order[:start]})
+            for nodes, ranks in WORLDS:
+                assert dealt(dataset, nodes, ranks, done) == alone, (global_blocks, done, nodes, ranks)
+        assert deal(dataset, World(1, 3, 2, 0), 1, len(order)).size == 0
+
+
+def test_loader_processes_get_the_batches_in_turn() -> None:
+    dataset = simulated(21, 4, 1)
+    one, two = (deal(dataset, World(1, 3, loaders, 0), 1, 0) for loaders in (1, 2))
+    assert two.shape == (1, 3, 2, 3, 2)
+    assert np.array_equal(two.transpose(0, 1, 3, 2, 4).reshape(1, 3, 1, 6, 2), one)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "ranks", "canonical_nodes"), [(1, 1, 1), (1, 2, 1), (2, 2, 1), (2, 2, 2), (2, 4, 4), (4, 1, 2)]
+)
+def test_even_shares_are_those_of_mosaic_streaming(nodes: int, ranks: int, canonical_nodes: int) -> None:
+    """Slot by slot, but for what it repeats at the end of an epoch."""
+    for blocks in (16, 21):
+        dataset = simulated(blocks, 8, canonical_nodes)
+        dataset.batch_size = 8 // (nodes * ranks)
+        world = World(nodes, ranks, 1, 0)
+        ours, theirs = deal(dataset, world, 1, 0), generate_work_random_batching(dataset, world, 1, 0)
+        weights = shares(counted(dataset.order(), 0, 8, nodes * ranks), nodes, ranks)[:, :, None]
+        assert np.array_equal(ours == NONE, theirs == NONE)
+        assert np.array_equal(ours[weights > 0], theirs[weights > 0])
+
+
+@pytest.mark.parametrize(("rows", "use"), [(1000, "768 or 1024"), (100, "256"), (0, "256"), (-256, "256")])
+def test_global_batch_that_is_not_whole_blocks_is_refused(rows: int, use: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"--train.global-batch {rows} is not a positive multiple .* block_rows 256: use {use}$"
+    ):
+        batch_layout(rows, 256, 2)
+
+
+def test_what_uneven_shares_cost_is_told() -> None:
+    assert batch_layout(1024, 256, 2).rows == 512 and batch_layout(1024, 256, 2).padding_note() == ""
+    told = "16 blocks of a global batch over 3 workers: each reads 6, and 2 of the 18 are padding that counts nothing (11%)"
+    assert batch_layout(4096, 256, 3).padding_note() == told.replace("11%", "11 %")
+    told = "1 block of a global batch over 2 workers: each reads 1, and 1 of the 2 is padding that counts nothing (50 %)"
+    assert batch_layout(256, 256, 2).padding_note() == told

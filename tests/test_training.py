@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from recsys_ray.config import DataConfig, DLRMConfig, LoopConfig, ShardingConfig, TrackingConfig, TrainConfig
+from recsys_ray.checkpoint.store import CheckpointStore
+from recsys_ray.config import CheckpointConfig, DataConfig, DLRMConfig, LoopConfig, ShardingConfig, TrackingConfig, TrainConfig
 from recsys_ray.training.train import train
 from tests.workers import run_workers
 
 
-def config(dataset: Path, run_dir: Path, **loop: int) -> TrainConfig:
+def config(dataset: Path, run_dir: Path, every_steps: int = 0, **loop: int) -> TrainConfig:
     return TrainConfig(
         run_dir=str(run_dir),
         data=DataConfig(path=str(dataset)),
         model=DLRMConfig(interaction="dcn", embedding_dim=8, dense_layers=(16,), over_layers=(32,), cross_rank=8),
         train=LoopConfig(**{"epochs": 1, "global_batch": 1024, "log_every": 1, "patience": 0, **loop}),
+        checkpoint=CheckpointConfig(every_steps=every_steps),
         sharding=ShardingConfig(types=("row_wise",)),
         tracking=TrackingConfig(uri=f"sqlite:///{run_dir.parent / 'mlflow.db'}"),
     )
 
 
 def losses(run_dir: Path) -> np.ndarray:
-    marker = sorted((run_dir / "checkpoints").glob("step_*/committed.json"), key=lambda path: path.stat().st_mtime)[-1]
-    return np.array([point["loss"] for point in json.loads(marker.read_text())["training"]])
+    return np.array([point["loss"] for point in newest_progress(run_dir)["training"]])
+
+
+def newest_progress(run_dir: Path) -> dict[str, Any]:
+    """Of the newest checkpoint."""
+    store = CheckpointStore(str(run_dir / "checkpoints"))
+    return store.marker(store.committed()[0])["note"]["progress"]
 
 
 def outcome(run_dir: Path) -> dict:
@@ -74,7 +81,7 @@ def test_interrupted_run_goes_on_to_the_same_weights_bit_by_bit(dataset: Path, t
 
 def stop_within_an_epoch(config: TrainConfig) -> None:
     """Ends as a lost worker would, after some steps that no checkpoint holds."""
-    from recsys_ray.training import train as training
+    from recsys_ray.training import fit as training
 
     def fail(epoch: int, epochs: int, steps: int, point: dict[str, float]) -> str:
         if point["step"] == 30:
@@ -87,28 +94,24 @@ def stop_within_an_epoch(config: TrainConfig) -> None:
 
 def test_run_stopped_within_an_epoch_goes_on_there(dataset: Path, tmp_path: Path) -> None:
     """Bit by bit as if nothing had happened on as many workers; the same curve on another number of them."""
-    wanted = config(dataset, tmp_path / "whole", checkpoint_every=20)
+    wanted = config(dataset, tmp_path / "whole", every_steps=20)
     run_workers(train, 2, wanted)
     with pytest.raises(torch.multiprocessing.ProcessRaisedException):
-        run_workers(stop_within_an_epoch, 2, config(dataset, tmp_path / "two", checkpoint_every=20))
+        run_workers(stop_within_an_epoch, 2, config(dataset, tmp_path / "two", every_steps=20))
     shutil.copytree(tmp_path / "two", tmp_path / "one")
     assert [folder.name for folder in (tmp_path / "two" / "checkpoints").iterdir()] == ["step_20"]
     for workers, name in ((2, "two"), (1, "one")):
-        run_workers(train, workers, config(dataset, tmp_path / name, checkpoint_every=20))
+        run_workers(train, workers, config(dataset, tmp_path / name, every_steps=20))
     assert np.array_equal(losses(tmp_path / "two"), losses(tmp_path / "whole"))
     expected, found = weights(tmp_path / "whole"), weights(tmp_path / "two")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
 
 
-@pytest.mark.parametrize(("fewest", "words"), [(None, r"\* 1 workers: use 1024"), (1, r"\* \[1\] workers, which an elastic run")])
-def test_batch_that_workers_cannot_share_is_refused_in_words_for_this_run(
-    dataset: Path, tmp_path: Path, fewest: int | None, words: str
-) -> None:
-    wanted = config(dataset, tmp_path, global_batch=1000)
-    wanted = dataclasses.replace(wanted, launch=dataclasses.replace(wanted.launch, min_workers=fewest))
+def test_batch_that_is_no_whole_number_of_blocks_is_refused(dataset: Path, tmp_path: Path) -> None:
+    words = r"--train.global-batch 1000 is not a positive multiple of the dataset's block_rows 128: use 896 or 1024"
     with pytest.raises(torch.multiprocessing.ProcessRaisedException, match=words):
-        run_workers(train, 1, wanted)
+        run_workers(train, 1, config(dataset, tmp_path, global_batch=1000))
 
 
 def test_every_figure_of_the_outcome_is_there(two_workers: Path) -> None:

@@ -20,15 +20,32 @@ for _module, _type in _types.items():
 _stand_ins = {name: module for name, module in _stand_ins.items() if "transformers" not in sys.modules}
 sys.modules |= _stand_ins
 
-from streaming import MDSWriter, StreamingDataset  # noqa: E402
+from streaming import MDSWriter, Stream, StreamingDataset  # noqa: E402
+from streaming.base.batching import batching_methods  # noqa: E402
+from streaming.base.batching.random import generate_work_random_batching  # noqa: E402
+from streaming.base.dataset import _ShardState as ShardState  # noqa: E402
+from streaming.base.format import Reader  # noqa: E402
 from streaming.base.partition import get_partitions  # noqa: E402
 from streaming.base.shared import prefix as _prefix  # noqa: E402
 from streaming.base.util import merge_index  # noqa: E402
+from streaming.base.world import World  # noqa: E402
 
 for _name in _stand_ins:
     del sys.modules[_name]
 
-__all__ = ["MDSWriter", "StreamingDataset", "get_partitions", "merge_index", "separate_shared_memory"]
+__all__ = [
+    "MDSWriter",
+    "Reader",
+    "ShardState",
+    "Stream",
+    "StreamingDataset",
+    "World",
+    "batching_methods",
+    "generate_work_random_batching",
+    "get_partitions",
+    "merge_index",
+    "separate_shared_memory",
+]
 
 
 def separate_shared_memory(neighbour: int) -> None:

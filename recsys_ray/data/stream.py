@@ -1,18 +1,17 @@
 """MDS row blocks -> batches of columns, on every training worker, by StreamingDataset.
 
-Each worker gets its share of every global batch: whole blocks, concatenated. The order of blocks is Mosaic Streaming's and
-depends on seed and epoch, not on the number of workers. To give all workers equal counts it repeats a few blocks at the end of
-an epoch; their rows get weight 0, so that no row counts twice while every worker still makes the same collective calls.
+Each worker gets its share of every global batch: whole blocks, concatenated. Which blocks a global batch has is Mosaic
+Streaming's order and depends on seed, epoch and global batch, not on the number of workers. Where workers cannot share a batch
+evenly, some read a block of it once more; those rows get weight 0, so that no row counts twice while every worker still makes
+the same collective calls.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,54 +19,58 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from recsys_ray.config import DataConfig
+from recsys_ray.data.block_dataset import BlockDataset
 from recsys_ray.data.blocks import LENGTHS, Block
-from recsys_ray.data.mosaic import StreamingDataset, get_partitions
 from recsys_ray.data.shard_cache import note_segments
 
 ROW_WEIGHT = "__row_weight__"
-"""float32 [rows]: the weight column, or 1; 0 for rows that count nothing: padding, and blocks the epoch has held before."""
-PARTITION = "orig"
+"""float32 [rows]: the weight column, or 1; 0 for rows that count nothing: padding, and blocks that are there a second time."""
 Columns = dict[str, torch.Tensor]
 """Column name -> its rows [rows]; a multi-valued column has its values end to end and `name.lengths` [rows]."""
 
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """A worker's share of a global batch: `blocks` blocks of `block_rows` rows."""
+    """A global batch of `global_blocks` blocks of `block_rows` rows, shared by `workers`."""
 
-    blocks: int
+    global_blocks: int
     block_rows: int
+    workers: int
+
+    @property
+    def blocks(self) -> int:
+        """That each worker reads in a step: equally many, so together they may read more than the batch has."""
+        return -(-self.global_blocks // self.workers)
 
     @property
     def rows(self) -> int:
+        """That each worker reads in a step."""
         return self.blocks * self.block_rows
+
+    def padding_note(self) -> str:
+        """For the log: what uneven shares cost; empty where they are even."""
+        read = self.blocks * self.workers
+        if not (padding := read - self.global_blocks):
+            return ""
+        noun, verb = ("block" if self.global_blocks == 1 else "blocks"), ("is" if padding == 1 else "are")
+        shared = f"{self.global_blocks} {noun} of a global batch over {self.workers} workers: each reads {self.blocks}"
+        return f"{shared}, and {padding} of the {read} {verb} padding that counts nothing ({100 * padding / read:.0f} %)"
 
 
 def batch_layout(global_batch: int, block_rows: int, world_size: int) -> BatchLayout:
-    """Raises ValueError when a global batch is not a whole number of blocks for each worker."""
-    unit = block_rows * world_size
-    if global_batch % unit:
+    """Raises ValueError when a global batch is not a whole number of blocks."""
+    if global_batch <= 0 or global_batch % block_rows:
+        below = max(global_batch, 0) // block_rows * block_rows
+        fits = [str(rows) for rows in (below, below + block_rows) if rows]
         raise ValueError(
-            f"--train.global-batch {global_batch} is not a multiple of block_rows {block_rows} * {world_size} workers: "
-            f"use {max(1, round(global_batch / unit)) * unit}"
+            f"--train.global-batch {global_batch} is not a positive multiple of the dataset's block_rows {block_rows}: "
+            f"use {' or '.join(fits)}"
         )
-    return BatchLayout(global_batch // unit, block_rows)
-
-
-def check_elastic(global_batch: int, block_rows: int, fewest: int, most: int) -> None:
-    """Raises ValueError when a run could come to have a number of workers that cannot share a global batch."""
-    sizes = range(fewest, most + 1)
-    if bad := [size for size in sizes if global_batch % (block_rows * size)]:
-        fits = block_rows * math.lcm(*sizes)
-        raise ValueError(
-            f"--train.global-batch {global_batch} is not a multiple of block_rows {block_rows} * {bad} workers, which an elastic "
-            f"run of {fewest} to {most} may come to have: use a multiple of {fits}, or bring --launch.min-workers and "
-            "--launch.workers closer together"
-        )
+    return BatchLayout(global_batch // block_rows, block_rows, world_size)
 
 
 class BlockStream:
-    """One split, as this worker's batches. Iterating yields one epoch; each iteration the next.
+    """One split, as this worker's batches. Iterating yields one epoch; each iteration the next. Raises ShardError.
 
     The shards are copied from `folder` (or its URL) into `cache`, and unpacked there. All workers get batches of equally many
     rows, as TorchRec's row-wise sharding demands, so the one short block of a split is padded with rows of weight 0.
@@ -76,15 +79,15 @@ class BlockStream:
     def __init__(
         self, folder: str, cache: Path, layout: BatchLayout, seed: int, shuffle: bool, config: DataConfig, weight: str
     ) -> None:
-        self._dataset = StreamingDataset(
-            remote=folder,
-            local=str(cache),
+        self._dataset = BlockDataset(
+            folder,
+            cache,
+            layout.global_blocks,
+            config.num_canonical_nodes,
             batch_size=layout.blocks,
             shuffle=shuffle,
             shuffle_seed=seed,
-            num_canonical_nodes=config.num_canonical_nodes,
             predownload=max(config.predownload, layout.blocks),
-            partition_algo=PARTITION,
         )
         note_segments(cache.parent, self._dataset._shm_prefix_int)
         workers = config.loader_workers if config.loader_workers is not None else 2 * torch.cuda.is_available()
@@ -99,25 +102,32 @@ class BlockStream:
             multiprocessing_context="forkserver" if workers else None,
         )
         self._layout, self._weight, self._canonical_nodes = layout, weight, config.num_canonical_nodes
-        self._first_time = _first_time(self._dataset, config.num_canonical_nodes, layout.blocks, 0)
+        self.block_rows = layout.block_rows
+        self._counted = torch.from_numpy(self._dataset.counted(0))
         self._rest_of_epoch: torch.Tensor | None = None
+        self.blocks = len(self._dataset.order())
+        """In an epoch over all workers, with those that Mosaic Streaming repeats to even out its canonical nodes."""
 
     @property
     def steps(self) -> int:
         """Batches in an epoch, equal on every worker."""
-        return -(-len(self._first_time) // self._layout.blocks)
+        return len(self._counted)
 
-    def start_at(self, epoch: int, steps: int) -> None:
-        """The next iteration is the rest of `epoch`, counted from 0, after its first `steps` global batches, however many workers
-        read those. Every worker calls it."""
-        dataset, world = self._dataset, self._dataset._unique_rank_world
+    def start_at(self, epoch: int, blocks: int) -> None:
+        """The next iteration is the rest of `epoch`, counted from 0, after its first `blocks` blocks in order of time, whatever
+        the batches and the number of workers that read those. Every worker calls it."""
+        dataset, done = self._dataset, min(blocks, self.blocks)
         dataset.next_epoch = epoch
-        done = steps * self._layout.blocks * world.num_ranks
-        # Also without steps: StreamingDataset would go back to a place it was given for this or a later epoch.
+        # Also at the beginning: StreamingDataset would go back to a place it was given for this or a later epoch.
         place = {"epoch": epoch, "sample_in_epoch": done, "num_canonical_nodes": self._canonical_nodes}
-        dataset.load_state_dict({**place, "shuffle_seed": dataset.shuffle_seed, "initial_physical_nodes": world.num_nodes})
-        self._rest_of_epoch = _first_time(dataset, self._canonical_nodes, self._layout.blocks, done) if steps else None
+        nodes = dataset._unique_rank_world.num_nodes
+        dataset.load_state_dict({**place, "shuffle_seed": dataset.shuffle_seed, "initial_physical_nodes": nodes})
+        self._rest_of_epoch = torch.from_numpy(dataset.counted(done)) if done else None
         dist.barrier()
+
+    def places(self, epoch: int, first: int) -> list[tuple[str, int]]:
+        """Of the global batch that begins at block `first` of an epoch: shard file and number of each block in it."""
+        return self._dataset.places(epoch, first, self._layout.global_blocks)
 
     def once(self) -> Iterator[Columns]:
         """All rows, outside of training: the iteration after it is the one that was to come. Every worker calls it."""
@@ -128,12 +138,12 @@ class BlockStream:
         self.start_at(epoch, 0)
 
     def __iter__(self) -> Iterator[Columns]:
-        blocks, block_rows = self._layout.blocks, self._layout.block_rows
-        first_time = self._first_time if self._rest_of_epoch is None else self._rest_of_epoch
+        counted = self._counted if self._rest_of_epoch is None else self._rest_of_epoch
         self._rest_of_epoch = None
-        for step, columns in enumerate(self._loader):
-            first = first_time[step * blocks : (step + 1) * blocks].repeat_interleave(block_rows)
-            weight = columns[ROW_WEIGHT] * first
+        # Strict: an epoch must not end early and unnoticed.
+        for blocks, columns in zip(counted, self._loader, strict=True):
+            present = columns[ROW_WEIGHT]
+            weight = present * blocks.repeat_interleave(self._layout.block_rows)[: len(present)]
             yield {**columns, ROW_WEIGHT: weight * columns.pop(self._weight) if self._weight else weight}
 
 
@@ -152,20 +162,3 @@ def _pad(block: Block, block_rows: int) -> Block:
         return {**block, ROW_WEIGHT: present}
     short = {name: values if name in multi else np.pad(values, (0, block_rows - rows)) for name, values in block.items()}
     return {**short, ROW_WEIGHT: present}
-
-
-def _first_time(dataset: StreamingDataset, canonical_nodes: int, blocks: int, done: int) -> torch.Tensor:
-    """float32, one entry per block that this worker reads in an epoch after its first `done` blocks: 1 where the epoch holds it
-    for the first time, else 0."""
-    world: Any = dataset._unique_rank_world
-    shape = (world.num_nodes, world.ranks_per_node, 1, blocks)
-    ranks = get_partitions(PARTITION, dataset.epoch_size, canonical_nodes, *shape, done).reshape(world.num_ranks, -1)
-    in_time_order = ranks.T.flatten()
-    first = np.zeros(len(in_time_order), np.float32)
-    first[np.unique(in_time_order, return_index=True)[1]] = 1
-    if done:
-        whole = get_partitions(PARTITION, dataset.epoch_size, canonical_nodes, world.num_nodes, 1, 1, 1)
-        before = whole.reshape(world.num_nodes, -1).T.flatten()[:done]
-        first[np.isin(in_time_order, before)] = 0
-    mine = first.reshape(-1, len(ranks))[:, world.rank]
-    return torch.from_numpy(mine[ranks[world.rank] != -1])

@@ -6,15 +6,13 @@ LaunchConfig.
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from types import FrameType
 from typing import Protocol
 
 from recsys_ray.config import LaunchConfig, TrainConfig
+from recsys_ray.launch.stopping import sigterm_as_request
 from recsys_ray.launch.worker import Train
 
 ENGINES = {
@@ -44,24 +42,5 @@ def launcher(config: LaunchConfig) -> Iterator[Launcher]:
     fewest = config.workers if config.min_workers is None else config.min_workers
     if not 1 <= fewest <= config.workers:
         raise ValueError(f"--launch.workers {config.workers}, --launch.min-workers {fewest}: wants at least 1, and min <= max")
-    with _sigterm_as_interrupt(), import_module(ENGINES[config.engine]).launcher(config) as engine:
+    with sigterm_as_request(), import_module(ENGINES[config.engine]).launcher(config) as engine:
         yield engine
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM, the way clusters stop a job, would end this process before it could tell its workers to stop."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        # Ray Train has a handler of its own for Ctrl-C; a job that a shell put into the background has none.
-        on_ctrl_c = signal.getsignal(signal.SIGINT)
-        (on_ctrl_c if callable(on_ctrl_c) else signal.default_int_handler)(signal.SIGINT, frame)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -14,15 +16,19 @@ from torch.distributed.launcher.api import LaunchConfig as ElasticConfig
 from torch.distributed.launcher.api import elastic_launch
 
 from recsys_ray.config import LaunchConfig, TrainConfig
-from recsys_ray.launch.worker import Train, clear_records, failure, run_worker, without_gpus
+from recsys_ray.launch.worker import RECORDS, Train, attempts, failure, run_worker, without_gpus
+
+HANDLED_SIGNALS = "TORCHELASTIC_SIGNALS_TO_HANDLE"
+"""Of torch elastic: all but SIGTERM, which would end the workers before they could save."""
 
 
 class LocalLauncher:
     def run(self, train: Train, config: TrainConfig) -> None:
         launch = config.launch
         gpus = _gpus(launch)
-        clear_records(config.run_dir)
-        with tempfile.TemporaryDirectory() as logs, without_gpus(not gpus):
+        # In the run directory: a temporary one would outlive this process where that is killed.
+        logs = Path(config.run_dir, RECORDS, "logs")
+        with attempts(config), without_gpus(not gpus), patch.dict(os.environ, {HANDLED_SIGNALS: "SIGINT,SIGHUP,SIGQUIT"}):
             elastic = ElasticConfig(
                 min_nodes=1,
                 max_nodes=1,
@@ -32,7 +38,7 @@ class LocalLauncher:
                 rdzv_endpoint="localhost:0",
                 local_addr="localhost",
                 max_restarts=launch.max_failures,
-                logs_specs=DefaultLogsSpecs(log_dir=logs),
+                logs_specs=DefaultLogsSpecs(log_dir=str(logs)),
             )
             try:
                 elastic_launch(elastic, run_worker)(train, config)
@@ -41,7 +47,6 @@ class LocalLauncher:
                 raise failure(config.run_dir, killed) or error from None
             except SignalException as signal:
                 raise KeyboardInterrupt(str(signal)) from None
-        clear_records(config.run_dir)
 
 
 @contextmanager

@@ -22,14 +22,13 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from recsys_ray.config import LaunchConfig, TrainConfig
 from recsys_ray.launch.ray_capacity import wait_for_capacity, worker_resources
 from recsys_ray.launch.ray_cluster import ray_cluster
-from recsys_ray.launch.worker import Train, clear_records, failure, run_worker
+from recsys_ray.launch.worker import Train, attempts, failure, run_worker
 
 
 class RayLauncher:
     def run(self, train: Train, config: TrainConfig) -> None:
         bundle = worker_resources(config.launch)
         wait_for_capacity(bundle, config.launch)
-        clear_records(config.run_dir)
         trainer = TorchTrainer(
             lambda: run_worker(train, config),
             scaling_config=scaling(config.launch, bundle),
@@ -42,11 +41,11 @@ class RayLauncher:
             ),
         )
         try:
-            with _ctrl_c_as_usual(), patch.dict(os.environ, {RAY_CHDIR_TO_TRIAL_DIR: "0"}):  # else paths mean others there
+            # Without the variable paths would mean others there.
+            with attempts(config), _ctrl_c_as_usual(), patch.dict(os.environ, {RAY_CHDIR_TO_TRIAL_DIR: "0"}):
                 trainer.fit()
         except TrainingFailedError as error:
             raise failure(config.run_dir, _died(error)) or error from None
-        clear_records(config.run_dir)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pyspark.sql import SparkSession
 
 from recsys_ray.config import LaunchConfig, TrainConfig
 from recsys_ray.launch.spark_cluster import active_session, check_slots, has_gpus, new_session, on_driver
-from recsys_ray.launch.worker import Train, clear_records, failure, has_record, run_worker, without_gpus
+from recsys_ray.launch.worker import Train, attempts, clear_records, failure, has_record, run_worker, without_gpus
 from recsys_ray.spark_jobs import run_in_group
 
 
@@ -23,6 +23,10 @@ class SparkLauncher:
 
     def run(self, train: Train, config: TrainConfig) -> None:
         distributor = self._distributor(config.launch)
+        with attempts(config):
+            self._run(distributor, train, config)
+
+    def _run(self, distributor: TorchDistributor, train: Train, config: TrainConfig) -> None:
         for attempts_left in range(config.launch.max_failures, -1, -1):
             clear_records(config.run_dir)
             run = partial(distributor.run, _run_once, train, config, uuid.uuid4().hex)
@@ -36,7 +40,6 @@ class SparkLauncher:
             except Exception as error:
                 if not attempts_left:
                     raise failure(config.run_dir) or error from None
-        clear_records(config.run_dir)
 
     def _distributor(self, launch: LaunchConfig) -> TorchDistributor:
         """Raises ValueError where Spark has no room for the workers."""

@@ -22,11 +22,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Literal, Protocol
 from unittest.mock import patch
 
 from recsys_ray.config import TrainConfig
+from recsys_ray.launch.stopping import end_worker, stoppable
 
 RECORDS = ".workers"
 LOST_PEER = (
@@ -74,7 +74,7 @@ def run_worker(train: Train, config: TrainConfig, attempt: str = "") -> None:
     with _crash_file(records, record.rank).open("w") as crash:
         faulthandler.enable(crash)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _unwind)
+            signal.signal(signal.SIGTERM, end_worker)
             _end_with_parent()
         try:
             train(config)
@@ -89,6 +89,15 @@ def run_worker(train: Train, config: TrainConfig, attempt: str = "") -> None:
 
 
 @contextmanager
+def attempts(config: TrainConfig) -> Iterator[None]:
+    """Around an engine's run: no records of the runs before, and none left of one that succeeds."""
+    clear_records(config.run_dir)
+    with stoppable(config):
+        yield
+    clear_records(config.run_dir)
+
+
+@contextmanager
 def without_gpus(hide: bool) -> Iterator[None]:
     """Workers started meanwhile on this machine see no GPU, if so wanted: one that sees a GPU takes it."""
     with patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": ""} if hide else {}):
@@ -98,10 +107,6 @@ def without_gpus(hide: bool) -> Iterator[None]:
 def _meeting_place() -> str:
     """Every attempt has a port of its own; torch elastic's have the same, and are counted."""
     return "-".join(os.environ.get(name, "0") for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT"))
-
-
-def _unwind(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
 
 
 def _end_with_parent() -> None:

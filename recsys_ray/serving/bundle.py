@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from recsys_ray.config import TwoTowerConfig
 from recsys_ray.data.blocks import to_block
-from recsys_ray.data.dataset_directory import DatasetDirectory, load_vocabularies
+from recsys_ray.data.dataset_directory import load_vocabularies
 from recsys_ray.data.transform import Vocabularies, transform
 from recsys_ray.models.two_tower import TwoTower
 from recsys_ray.models.two_tower_batch import candidate_batch, query_batch
@@ -69,15 +69,16 @@ def load_retriever(run_dir: str | Path) -> Retriever:
     if not (run_dir / WEIGHTS).exists():
         raise FileNotFoundError(f"{run_dir} has no {WEIGHTS}: train a Two Tower there first, with jobs/train_two_tower.py")
     config = json.loads((run_dir / "config.json").read_text())
-    dataset = DatasetDirectory.open(config["data"]["path"])
     settings = two_tower_config(config["model"], run_dir)
-    model = TwoTower(settings, dataset.schema, torch.device("cpu"))
+    # Not the dataset's own, which may have been prepared anew since.
+    schema = Schema.load(run_dir / "model" / "schema.json")
+    model = TwoTower(settings, schema, torch.device("cpu"))
     weights = load_file(run_dir / WEIGHTS)
     own = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items() if name.startswith(PREFIX)}
     model.load_state_dict(own, assign=True)
     version = hashlib.sha256((run_dir / WEIGHTS).read_bytes()).hexdigest()[:16]
-    vocabularies = load_vocabularies(dataset.root, dataset.schema)
-    return Retriever(model.eval(), dataset.schema, vocabularies, version, settings.embedding_dim, dataset.root)
+    vocabularies = load_vocabularies(run_dir / "model", schema)
+    return Retriever(model.eval(), schema, vocabularies, version, settings.embedding_dim, Path(config["data"]["path"]))
 
 
 def two_tower_config(model: dict[str, Any], run_dir: Path) -> TwoTowerConfig:

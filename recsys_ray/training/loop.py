@@ -75,7 +75,6 @@ class Meter:
     """Where training stands, and what to report of the steps since the last report."""
 
     step: int = 0
-    rows: int = 0
     losses: list[torch.Tensor] = field(default_factory=list)
     waited: float = 0.0
     started: float = field(default_factory=time.perf_counter)
@@ -83,6 +82,14 @@ class Meter:
 
 
 Report = Callable[[dict[str, float]], None]
+
+
+class LossNotFinite(RuntimeError):
+    """`step`: the first whose loss is not finite."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the loss of step {step} is not finite")
+        self.step = step
 
 
 def train_epoch(
@@ -94,9 +101,13 @@ def train_epoch(
     loop: LoopConfig,
     rates: OptimizerConfig,
     report: Report,
+    wants_checkpoint: Callable[[], bool],
     checkpoint: Callable[[], None],
 ) -> dict[str, float]:
-    """Trains until `batches` end or max_steps is reached; seconds spent in "data" and "step" come back."""
+    """Trains until `batches` end or max_steps is reached; seconds spent in "data" and "step" come back.
+
+    `wants_checkpoint` is asked after each step; before a checkpoint, the losses so far are looked at. Raises LossNotFinite.
+    """
     waiting = Waiting(islice(batches, loop.max_steps - meter.step) if loop.max_steps else batches)
     began, meter.started, meter.waited = time.perf_counter(), time.perf_counter(), 0.0
     while True:
@@ -104,39 +115,41 @@ def train_epoch(
         # Dropout by the step alone: a run that goes on draws what it would have drawn.
         torch.manual_seed(zlib.crc32(f"{loop.seed} {meter.step} {world.rank}".encode()))
         try:
-            loss, _, labels = step(waiting)
+            loss = step(waiting)[0]
         except StopIteration:
             break
         meter.step += 1
-        meter.rows += labels.numel()
         meter.losses.append(loss)
-        save = bool(loop.checkpoint_every) and meter.step % loop.checkpoint_every == 0
+        save = wants_checkpoint()
         if save or meter.step % loop.log_every == 0:
-            _report(meter, waiting, world, rates, report)
+            _report(meter, waiting, world, loop, rates, report)
         if save:
             saving = time.perf_counter()
             checkpoint()
             paused = time.perf_counter() - saving
             began, meter.started = began + paused, meter.started + paused
     if meter.losses:
-        _report(meter, waiting, world, rates, report)
+        _report(meter, waiting, world, loop, rates, report)
     total = time.perf_counter() - began
     return {"data": waiting.seconds, "step": total - waiting.seconds}
 
 
-def _report(meter: Meter, waiting: Waiting, world: World, rates: OptimizerConfig, report: Report) -> None:
+def _report(meter: Meter, waiting: Waiting, world: World, loop: LoopConfig, rates: OptimizerConfig, report: Report) -> None:
     """Every worker calls it; averaged over the steps since the last one and over workers."""
-    loss = torch.stack(meter.losses).double().mean().float()
+    losses = torch.stack(meter.losses).double()
     elapsed = time.perf_counter() - meter.started
-    local = torch.tensor([loss.item(), meter.rows / elapsed, (waiting.seconds - meter.waited) / elapsed], dtype=torch.float64)
+    local = torch.tensor([losses.mean().float().item(), (waiting.seconds - meter.waited) / elapsed], dtype=torch.float64)
     mean = mean_over_workers(local, world.device)
+    if not mean[0].isfinite():
+        finite = mean_over_workers(losses, world.device).isfinite()
+        raise LossNotFinite(meter.step - len(losses) + 1 + int((~finite).int().argmax()))
     point = {
         "step": meter.step,
         "loss": float(mean[0]),
-        "rows_per_second": float(mean[1]) * world.size,
-        "data_wait_share": float(mean[2]),
+        "rows_per_second": len(losses) * loop.global_batch / elapsed,
+        "data_wait_share": float(mean[1]),
         "learning_rate": rates.dense_learning_rate * rate_factor(meter.step - 1, rates),
     }
     meter.points.append(point)
     report(point)
-    meter.losses, meter.rows, meter.waited, meter.started = [], 0, waiting.seconds, time.perf_counter()
+    meter.losses, meter.waited, meter.started = [], waiting.seconds, time.perf_counter()

@@ -9,49 +9,42 @@ from pathlib import Path
 from typing import Any
 
 from recsys_ray.config import TrainConfig
-from recsys_ray.data.dataset_directory import DatasetDirectory
-from recsys_ray.models.task import Evaluation, Task
-from recsys_ray.training.progress import Progress, weights_bytes, write_weights
+from recsys_ray.data.dataset_directory import DatasetDirectory, copy_encoding
+from recsys_ray.models.task import Evaluation
+from recsys_ray.training.checkpoints import weights_bytes
+from recsys_ray.training.fit import Run
+from recsys_ray.training.progress import Progress
 from recsys_ray.training.report import RunRecord, write_report
 from recsys_ray.training.sharding import plan_shards
-from recsys_ray.training.tracking import Tracker
-from recsys_ray.training.world import World
 
 
-def finish(
-    config: TrainConfig,
-    world: World,
-    task: Task,
-    model: Any,
-    dataset: DatasetDirectory,
-    test: Evaluation | None,
-    progress: Progress,
-    tracker: Tracker,
-) -> None:
-    """On rank 0. `test` is None where the dataset has no test rows."""
-    run_dir = Path(config.run_dir)
+def finish(run: Run, dataset: DatasetDirectory, test: Evaluation | None, best: int) -> None:
+    """On rank 0. `test` is None where the dataset has no test rows; `best` is the step of the best checkpoint."""
+    config, progress, tracker, run_dir = run.config, run.progress, run.tracker, Path(run.config.run_dir)
     test = test or Evaluation({})
     outcome: dict[str, Any] = {
         **{f"test_{name}": value for name, value in test.metrics.items()},
         "rows_per_second": _rows_per_second(progress),
         "data_wait_share": progress.seconds.get("data", 0.0) / max(_training_seconds(progress), 1e-9),
-        "world_size": world.size,
-        "device": world.device.type,
+        "world_size": run.world.size,
+        "device": run.world.device.type,
         "launcher": config.launch.engine,
         "mlflow_run_id": progress.mlflow_run_id,
         "epochs": progress.epoch,
         "steps": progress.step,
-        "best_checkpoint": progress.best,
-        "headline": list(task.headline),
+        "best_checkpoint": f"step_{best}",
+        "headline": list(run.task.headline),
         "comparison": test.comparison,
     }
     weights = run_dir / "model" / "weights.safetensors"
-    write_weights(run_dir / "checkpoints" / progress.best, model, weights)
-    if weights_bytes(model) < config.tracking.log_weights_below_mib << 20:
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    copy_encoding(dataset, weights.parent)
+    run.checkpoints.export_weights(best, weights)
+    if weights_bytes(run.model) < config.tracking.log_weights_below_mib << 20:
         tracker.file(weights, "model")
     tracker.metrics(progress.step, {f"test/{name}": value for name, value in test.metrics.items()})
     tracker.metrics(progress.step, {"rows_per_second": outcome["rows_per_second"]})
-    report = write_report(run_dir, _record(config, outcome, model, dataset, test, progress))
+    report = write_report(run_dir, _record(config, outcome, run.model, dataset, test, progress))
     tracker.file(report)
     tracker.text(json.dumps(outcome, indent=2), "outcome.json")
     tracker.end("FINISHED")

@@ -1,0 +1,77 @@
+"""The newest checkpoint that is whole, under any world size or sharding plan."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import LoadPlan, LoadPlanner, Metadata
+from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.futures import Future
+
+from recsys_ray.checkpoint.store import CheckpointStore, with_retries
+
+log = logging.getLogger(__name__)
+
+
+def newest_sound(store: CheckpointStore) -> tuple[int, dict[str, Any]] | None:
+    """Its step and note; None where there is no checkpoint. Called by every worker.
+
+    Files are read once for their checksums, shared among the workers. Damaged checkpoints are told of and passed over; where
+    none is left, raises ValueError.
+    """
+    steps: list[list[int]] = [store.committed() if dist.get_rank() == 0 else []]
+    dist.broadcast_object_list(steps)  # on shared storage workers need not see the same files at the same moment
+    for step in steps[0]:
+        marker, fault = _marker(store, step)
+        if not (fault := fault or _fault(store, step, marker["files"])):
+            return step, marker["note"]
+        if dist.get_rank() == 0:
+            log.warning("checkpoint %s is damaged (%s): going back to the one before", store.folder(step), fault)
+    if steps[0]:
+        raise ValueError(f"every checkpoint in {store.url} is damaged: restore one, or remove them all to start anew")
+    return None
+
+
+def _marker(store: CheckpointStore, step: int) -> tuple[dict[str, Any], str]:
+    found: list[tuple[dict[str, Any], str]] = [({}, "")]
+    if dist.get_rank() == 0:
+        try:
+            found[0] = store.marker(step), ""
+        except ValueError as error:
+            found[0] = {}, str(error)
+    dist.broadcast_object_list(found)
+    return found[0]
+
+
+def _fault(store: CheckpointStore, step: int, files: dict[str, dict[str, Any]]) -> str:
+    rank, workers = dist.get_rank(), dist.get_world_size()
+    faults = [store.fault(step, name, files[name]["bytes"], files[name]["checksum"]) for name in sorted(files)[rank::workers]]
+    found: list[str] = [""] * workers
+    dist.all_gather_object(found, next((fault for fault in faults if fault), ""))
+    return next((fault for fault in found if fault), "")
+
+
+def saved_sizes(store: CheckpointStore, step: int) -> dict[str, torch.Size]:
+    """Of every tensor, by its keys joined with dots."""
+    metadata = _Reader(store.folder(step)).read_metadata().state_dict_metadata
+    return {name: found.size for name, found in metadata.items() if isinstance(found, TensorStorageMetadata)}
+
+
+def restore(store: CheckpointStore, step: int, state: dict[str, Any], alone: bool = False) -> None:
+    """Fills `state` in place; it must hold every tensor wanted. Called by every worker, or by one `alone`."""
+    dcp.load(state, storage_reader=_Reader(store.folder(step)), no_dist=alone)
+
+
+class _Reader(FsspecReader):
+    """Tries again where the store fails."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return with_retries(f"reading {self.path}", lambda: super(_Reader, self).read_metadata(*args, **kwargs))
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        return with_retries(f"reading {self.path}", lambda: super(_Reader, self).read_data(plan, planner))

@@ -1,0 +1,104 @@
+"""Checkpoints in the background: training waits for a copy in memory, and a thread writes that while it goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+
+from recsys_ray.checkpoint.staging import Staging
+from recsys_ray.checkpoint.store import CheckpointStore
+from recsys_ray.checkpoint.writer import ChecksumWriter
+
+log = logging.getLogger(__name__)
+
+
+class Saver:
+    """Every worker has one, and makes the same calls in the same order. Close it before the process group goes.
+
+    What cannot be written ends no run: it is told, removed, and the checkpoints before it stay. Once one is committed, all are
+    removed but the newest `keep_last` and those named to be kept besides.
+    """
+
+    def __init__(self, store: CheckpointStore, keep_last: int) -> None:
+        self._store, self._keep_last = store, keep_last
+        # Of its own, and on the CPU: collectives of two threads in one group would meet the wrong ones.
+        self._group = dist.new_group(backend="gloo")
+        self._staging = Staging(self._group)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: list[Future[None]] = []
+
+    def save(self, step: int, state: dict[str, Any], note: dict[str, Any], keep: Collection[int] = ()) -> None:
+        """Returns when `state`, which may hold sharded tensors, has been copied. `note` is JSON, for `newest_sound` to return."""
+        self.wait()  # for the buffers
+        self._pending.append(self._thread.submit(self._write, step, self._staging.copy(state), note, set(keep)))
+
+    def amend(self, step: int, note: dict[str, Any], keep: Collection[int] = ()) -> None:
+        """Another note for a checkpoint that was saved before, where that succeeded."""
+        self._pending.append(self._thread.submit(self._amend, step, note, set(keep)))
+
+    def wait(self) -> None:
+        """Until all is written, or has failed."""
+        for pending in self._pending:
+            pending.result()
+        self._pending.clear()
+
+    def close(self) -> None:
+        """What is being written is finished, unless a worker has gone."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _write(self, step: int, state: dict[str, Any], note: dict[str, Any], keep: set[int]) -> None:
+        rank = dist.get_rank()
+        try:
+            if rank == 0:
+                self._remove(step)  # of an earlier attempt, unfinished or damaged
+            dist.barrier(self._group)
+            writer = ChecksumWriter(self._store, step)
+            dcp.save(state, storage_writer=writer, process_group=self._group)
+            if rank == 0:
+                self._commit(step, {"files": writer.files, "note": note}, keep)
+        except (CheckpointException, Exception) as error:  # the library's is no Exception
+            if rank == 0:
+                self._give_up(step, error)
+
+    def _amend(self, step: int, note: dict[str, Any], keep: set[int]) -> None:
+        if dist.get_rank() != 0:
+            return
+        try:
+            if step in self._store.committed():
+                self._commit(step, {**self._store.marker(step), "note": note}, keep)
+        except Exception as error:
+            log.warning("checkpoint %s could not be amended: %s", self._store.folder(step), error)
+
+    def _commit(self, step: int, body: dict[str, Any], keep: set[int]) -> None:
+        self._store.commit(step, body)
+        committed = [other for other in self._store.committed() if other <= step]
+        # One of a later step is of a past that this run has gone back on.
+        for other in set(self._store.steps()) - set(committed[: self._keep_last]) - keep - {step}:
+            self._remove(other)
+
+    def _give_up(self, step: int, error: BaseException) -> None:
+        where = self._store.folder(step)
+        log.warning(
+            "checkpoint %s could not be written: %s. Those before it are kept, and training goes on", where, _words(error)
+        )
+        self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        try:
+            self._store.remove(step)
+        except Exception as error:
+            log.warning("%s could not be removed: %s", self._store.folder(step), error)
+
+
+def _words(error: BaseException) -> str:
+    """Of the first worker that failed."""
+    if isinstance(error, CheckpointException):
+        rank, (cause, _) = min(error.failures.items(), key=lambda item: item[0])
+        return f"worker rank {rank}: {type(cause).__name__}: {cause}"
+    return f"{type(error).__name__}: {error}"

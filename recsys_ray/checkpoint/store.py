@@ -1,0 +1,132 @@
+"""Where checkpoints are kept: a folder or the URL of an object store, by fsspec. What is there, and is it whole?"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import xxhash
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+log = logging.getLogger(__name__)
+MARKER = "committed.json"
+ATTEMPTS = 5
+FIRST_WAIT = 0.5
+READ_BYTES = 1 << 23
+Result = TypeVar("Result")
+
+
+def with_retries(what: str, action: Callable[[], Result]) -> Result:
+    """A store that does not answer for some seconds must not end a run: waits 0.5, 1, 2 and 4 s between attempts."""
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return action()
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # every store has exceptions of its own
+            wait = FIRST_WAIT * 2 ** (attempt - 1)
+            log.warning("%s failed (%s: %s): trying again in %g s", what, type(error).__name__, error, wait)
+            time.sleep(wait)
+    return action()
+
+
+class CheckpointStore:
+    """The checkpoints of one run. Its methods are for one worker to call, unless they say otherwise."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._fs, self._root = url_to_fs(self.url)
+        self.local = isinstance(self._fs, LocalFileSystem)
+
+    def folder(self, step: int) -> str:
+        """On every worker: the URL of a checkpoint."""
+        return f"{self.url}/{_name(step)}"
+
+    def committed(self) -> list[int]:
+        """Steps of the checkpoints that have a marker, newest first."""
+        return with_retries(f"listing {self.url}", self._committed)
+
+    def _committed(self) -> list[int]:
+        return sorted((step for step in self._steps() if self._fs.exists(self._path(step, MARKER))), reverse=True)
+
+    def steps(self) -> list[int]:
+        """Of all folders, committed or not."""
+        return with_retries(f"listing {self.url}", self._steps)
+
+    def _steps(self) -> list[int]:
+        self._fs.invalidate_cache()
+        found = self._fs.ls(self._root, detail=False) if self._fs.isdir(self._root) else []
+        return [int(match[1]) for name in found if (match := re.search(r"/step_(\d+)/?$", name))]
+
+    def marker(self, step: int) -> dict[str, Any]:
+        """What `commit` was given. Raises ValueError where that is damaged."""
+        text = with_retries(f"reading {self.folder(step)}/{MARKER}", lambda: self._fs.cat_file(self._path(step, MARKER)))
+        try:
+            marker = json.loads(text)
+            body = marker["body"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{MARKER} cannot be read: {error}") from error
+        if marker.get("checksum") != _checksum(body):
+            raise ValueError(f"{MARKER} does not fit its checksum")
+        return body
+
+    def commit(self, step: int, body: dict[str, Any]) -> None:
+        """Puts the marker in place, or in the place of an earlier one, in one step."""
+        text = json.dumps({"checksum": _checksum(body), "body": body}).encode()
+        with_retries(f"writing {self.folder(step)}/{MARKER}", lambda: self._replace(self._path(step, MARKER), text))
+
+    def _replace(self, path: str, text: bytes) -> None:
+        if not self.local:  # an object appears whole, or not at all
+            self._fs.pipe_file(path, text)
+            return
+        partial = f"{path}.partial"
+        with self._fs.open(partial, "wb") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)  # noqa: PTH105
+
+    def remove(self, step: int) -> None:
+        """The marker first: what is half removed must not look like a checkpoint."""
+
+        def remove() -> None:
+            for path in (self._path(step, MARKER), self._path(step, "")):
+                if self._fs.exists(path):
+                    self._fs.rm(path, recursive=True)
+
+        with_retries(f"removing {self.folder(step)}", remove)
+
+    def fault(self, step: int, file: str, size: int, checksum: str) -> str:
+        """What is wrong with a file of a checkpoint, in words; empty where nothing is. Any worker may ask."""
+        try:
+            found_size, found = with_retries(f"reading {self.folder(step)}/{file}", lambda: self._read(self._path(step, file)))
+        except FileNotFoundError:
+            return f"{file} is missing"
+        if found_size != size:
+            return f"{file} has {found_size:,} bytes and not {size:,}"
+        return "" if found == checksum else f"{file} does not fit its checksum"
+
+    def _read(self, path: str) -> tuple[int, str]:
+        digest, size = xxhash.xxh3_128(), 0
+        with self._fs.open(path, "rb") as stream:
+            while chunk := stream.read(READ_BYTES):
+                digest.update(chunk)
+                size += len(chunk)
+        return size, digest.hexdigest()
+
+    def _path(self, step: int, file: str) -> str:
+        return f"{self._root}/{_name(step)}/{file}".rstrip("/")
+
+
+def _name(step: int) -> str:
+    return f"step_{step}"
+
+
+def _checksum(body: dict[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(body, sort_keys=True).encode())

@@ -1,0 +1,164 @@
+"""Epochs: train, checkpoint, validate, until there are enough of them, none gets better, or the run is asked to stop."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+from recsys_ray.config import LoopConfig, TrainConfig
+from recsys_ray.data.stream import BlockStream
+from recsys_ray.launch.stopping import StopRequest
+from recsys_ray.models.task import Columns, Evaluation, Task
+from recsys_ray.training.checkpoints import Checkpoints
+from recsys_ray.training.loop import LossNotFinite, Meter, Step, make_step, train_epoch
+from recsys_ray.training.not_finite import record_not_finite
+from recsys_ray.training.progress import Progress
+from recsys_ray.training.schedule import Schedule, Wish
+from recsys_ray.training.startup import Startup
+from recsys_ray.training.tracking import Tracker
+from recsys_ray.training.world import World
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """What a worker has in hand while it trains."""
+
+    config: TrainConfig
+    world: World
+    task: Task
+    model: Any
+    optimizer: Any
+    streams: dict[str, BlockStream]
+    progress: Progress
+    tracker: Tracker
+    checkpoints: Checkpoints
+    startup: Startup
+
+
+class StopTraining(Exception):
+    """The checkpoint that was asked for is made; on every worker after the same step."""
+
+
+def fit(run: Run) -> bool:
+    """Trains to the end, or until it is asked to stop: then the last step is saved, and False comes back.
+
+    A checkpoint is begun at the end of each epoch, before it is validated, and amended by what that came to: evaluation can take
+    long, and fail.
+    """
+    config, progress = run.config, run.progress
+    stop = StopRequest(config.run_dir, config.checkpoint.grace_seconds)
+    schedule = Schedule(config.checkpoint, stop)
+    step, meter = make_step(run.model, run.optimizer, run.world), Meter(step=progress.step, points=progress.training)
+    written = progress.step
+    run.streams["train"].start_at(progress.epoch, progress.blocks_in_epoch)
+    while not _finished(config.train, progress):
+        try:
+            with stop.deferring():
+                train_rest_of_epoch(run, step, meter, schedule)
+        except StopTraining:
+            run.checkpoints.wait()
+            stop.obey()
+            return False
+        if progress.step != written:
+            run.checkpoints.save(progress)
+        validate(run)
+        if progress.blocks_in_epoch >= run.streams["train"].blocks:
+            progress.epoch, progress.blocks_in_epoch = progress.epoch + 1, 0
+        run.checkpoints.amend(progress)
+        written = progress.step
+    return True
+
+
+def _finished(loop: LoopConfig, progress: Progress) -> bool:
+    stopped_early = bool(loop.patience) and progress.epochs_since_best >= loop.patience
+    return progress.epoch >= loop.epochs or stopped_early or bool(loop.max_steps and progress.step >= loop.max_steps)
+
+
+def train_rest_of_epoch(run: Run, step: Step, meter: Meter, schedule: Schedule) -> None:
+    """Leaves `run.progress` at the end of it, or of max_steps. Raises StopTraining, RunNotFinite."""
+    config, progress, stream = run.config, run.progress, run.streams["train"]
+    first_step, first_block = progress.step, progress.blocks_in_epoch
+    wish = Wish.NOTHING
+
+    def blocks_at(step: int) -> int:
+        blocks = config.train.global_batch // stream.block_rows
+        return min(first_block + (step - first_step) * blocks, stream.blocks)
+
+    def report(point: dict[str, float]) -> None:
+        run.tracker.metrics(meter.step, {f"train/{name}": value for name, value in point.items() if name != "step"})
+        if run.world.rank == 0:
+            log.info("%s", _line(progress.epoch, config.train.epochs, stream.steps, point))
+
+    def wants_checkpoint() -> bool:
+        nonlocal wish
+        run.startup.first_step()
+        wish = schedule.due(meter.step)
+        return wish is not Wish.NOTHING
+
+    def checkpoint() -> None:
+        progress.step, progress.blocks_in_epoch = meter.step, blocks_at(meter.step)
+        if progress.blocks_in_epoch < stream.blocks or wish is Wish.STOP:  # else the one at the end of the epoch is due
+            run.checkpoints.save(progress)
+            schedule.saved()
+        if wish is Wish.STOP:
+            raise StopTraining
+
+    if first_block >= stream.blocks:
+        return
+    batches = (run.task.to_batch(columns) for columns in stream)
+    loop, rates = config.train, config.optimizer
+    try:
+        seconds = train_epoch(step, batches, run.optimizer, meter, run.world, loop, rates, report, wants_checkpoint, checkpoint)
+    except LossNotFinite as error:
+        raise not_finite(run, error.step, blocks_at(error.step - 1)) from error
+    schedule.finish()
+    progress.add_seconds(seconds)
+    progress.step, progress.blocks_in_epoch = meter.step, blocks_at(meter.step)
+
+
+def not_finite(run: Run, step: int, first_block: int) -> Exception:
+    """On every worker, once what was being written is."""
+    newest = run.checkpoints.newest()
+    dist.barrier()
+    return record_not_finite(run.config, run.streams["train"], step, run.progress.epoch, first_block, newest)
+
+
+def evaluate(run: Run, split: str) -> Evaluation | None:
+    """On rank 0, where the split has rows."""
+
+    def read(split: str) -> Iterator[Columns] | None:
+        return run.streams[split].once() if split in run.streams else None
+
+    return run.task.evaluate(run.model, split, read, run.world.device)
+
+
+def validate(run: Run) -> None:
+    """Measures what training has come to on the validation split."""
+    progress, began = run.progress, time.perf_counter()
+    found = evaluate(run, "validation")
+    metrics = [found.metrics if found is not None else {}]
+    dist.broadcast_object_list(metrics, device=run.world.device)
+    progress.add_seconds({"evaluation": time.perf_counter() - began})
+    if not metrics[0]:
+        return
+    progress.scores.append((progress.step, metrics[0][run.task.objective] * (1 if run.task.lower_is_better else -1)))
+    progress.validation.append({"epoch": progress.epoch + 1, "step": progress.step, **metrics[0]})
+    run.tracker.metrics(progress.step, {f"validation/{name}": value for name, value in metrics[0].items()})
+    if run.world.rank == 0:
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in metrics[0].items())
+        best = "  (best)" if progress.best_steps[0] == progress.step else ""
+        log.info("epoch %d: validation %s%s", progress.epoch + 1, numbers, best)
+
+
+def _line(epoch: int, epochs: int, steps: int, point: dict[str, float]) -> str:
+    return (
+        f"epoch {epoch + 1}/{epochs}  step {point['step']:>6} ({steps} an epoch)  loss {point['loss']:.4f}  "
+        f"{point['rows_per_second']:>9,.0f} rows/s  waiting for data {point['data_wait_share']:.1%}"
+    )
