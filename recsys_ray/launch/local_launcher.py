@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,17 +19,21 @@ from torch.distributed.launcher.api import elastic_launch
 from recsys_ray.config import LaunchConfig, TrainConfig
 from recsys_ray.launch.worker import RECORDS, Train, attempts, failure, run_worker, without_gpus
 
-HANDLED_SIGNALS = "TORCHELASTIC_SIGNALS_TO_HANDLE"
-"""Of torch elastic: all but SIGTERM, which would end the workers before they could save."""
+ELASTIC = {
+    # All but SIGTERM, which would end the workers before they could save.
+    "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGINT,SIGHUP,SIGQUIT",
+    # Else all attempts share one store, and workers started again find the addresses of those before them: seen to hang.
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+}
+"""Settings of torch elastic that it reads from the environment alone."""
 
 
 class LocalLauncher:
     def run(self, train: Train, config: TrainConfig) -> None:
         launch = config.launch
         gpus = _gpus(launch)
-        # In the run directory: a temporary one would outlive this process where that is killed.
         logs = Path(config.run_dir, RECORDS, "logs")
-        with attempts(config), without_gpus(not gpus), patch.dict(os.environ, {HANDLED_SIGNALS: "SIGINT,SIGHUP,SIGQUIT"}):
+        with attempts(config), without_gpus(not gpus), patch.dict(os.environ, ELASTIC), _temporary_files(logs):
             elastic = ElasticConfig(
                 min_nodes=1,
                 max_nodes=1,
@@ -52,6 +57,14 @@ class LocalLauncher:
 @contextmanager
 def launcher(config: LaunchConfig) -> Iterator[LocalLauncher]:
     yield LocalLauncher()
+
+
+@contextmanager
+def _temporary_files(folder: Path) -> Iterator[None]:
+    """In the run directory, where they are cleared away: those of torch elastic would outlive processes that are killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with patch.object(tempfile, "tempdir", str(folder)):
+        yield
 
 
 def _gpus(launch: LaunchConfig) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import subprocess
 import time
 from importlib.metadata import version
@@ -14,6 +15,10 @@ from recsys_ray.training.world import World
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
+
+
+log = logging.getLogger(__name__)
+RUN_ID = ".mlflow_run_id"
 
 
 def tracking_uri(config: TrackingConfig, run_dir: Path) -> str:
@@ -33,9 +38,26 @@ class Tracker:
 
         self.uri = tracking_uri(config.tracking, run_dir)
         self._client = MlflowClient(self.uri)
-        if not run_id:
+        # A run can end before its first checkpoint, which would know.
+        noted = run_dir / RUN_ID
+        self.run_id = run_id or (noted.read_text() if noted.exists() else "")
+        if not self.run_id or not self._known(self.run_id):
             self.run_id = self._create(config, run_dir)
+            run_dir.mkdir(parents=True, exist_ok=True)
+            noted.write_text(self.run_id)
         self._client.update_run(self.run_id, status="RUNNING")
+
+    def _known(self, run_id: str) -> bool:
+        assert self._client is not None
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._client.get_run(run_id).info.lifecycle_stage == "active"
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            log.warning("MLflow run %s is not in %s: this run goes on as a new one there", run_id, self.uri)
+            return False
 
     def _create(self, config: TrainConfig, run_dir: Path) -> str:
         assert self._client is not None

@@ -1,0 +1,78 @@
+"""Many runs, each with a SIGKILL at a random moment: do all end in the weights of the run that nobody disturbed?
+
+    make chaos                                           # ten under local, ten under Ray
+    python -m tests.chaos --engines local --runs 40 --first-seed 1000
+
+Prints a line for each kill and a table of the time from the kill to the first new step; the last line is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from recsys_ray.config import PrepareConfig
+from recsys_ray.data.prepare import prepare
+from recsys_ray.datasets import synthetic
+from tests.chaos.harness import Kill, Outcome, run, uninterrupted
+
+PARTS = ("detection", "restart", "join and build", "load", "first batch and step", "all")
+
+
+@dataclass(frozen=True)
+class Chaos:
+    engines: tuple[str, ...] = ("local", "ray")
+    runs: int = 10
+    """Of each engine."""
+    first_seed: int = 1
+    rows: int = 61_000
+
+
+def main(chaos: Chaos) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        raw = synthetic.generate(folder / "raw", chaos.rows, dense=3, categorical=4, num_embeddings=500, multi=True)
+        prepare(PrepareConfig(parquet=str(raw / "interactions"), out=str(folder / "dataset"), block_rows=128))
+        outcomes = [outcome for engine in chaos.engines for outcome in _kill_all(chaos, engine, folder)]
+    good = sum(outcome.weights == b"same" and not outcome.left for outcome in outcomes)
+    print(f"\n{good} of {len(outcomes)} ended in the same weights, bit by bit, and left nothing")
+    table = {engine: _medians([found for found in outcomes if found.kill.engine == engine]) for engine in chaos.engines}
+    print(f"\nseconds from the kill to the first new step, median\n{'':<8}" + "".join(f"{part:>22}" for part in PARTS))
+    for engine, medians in table.items():
+        print(f"{engine:<8}" + "".join(f"{medians.get(part, float('nan')):>22.2f}" for part in PARTS))
+    print(json.dumps({"runs": len(outcomes), "good": good, "median_seconds": table}))
+    sys.exit(good != len(outcomes))
+
+
+def _kill_all(chaos: Chaos, engine: str, folder: Path) -> list[Outcome]:
+    expected, seconds = uninterrupted(folder / "dataset", folder / f"whole-{engine}", engine)
+    print(f"{engine}: uninterrupted in {seconds:.1f} s")
+    outcomes = []
+    for seed in range(chaos.first_seed, chaos.first_seed + chaos.runs):
+        kill = Kill.drawn(seed, engine)
+        found = run(kill, folder / "dataset", folder / f"{engine}-{seed}", seconds)
+        same = found.weights == expected
+        found.weights = b"same" if same else b"other"
+        print(
+            f"seed {seed:>4}  {engine:<6} {kill.victim:<7} in {kill.phase:<11} {'same weights' if same else 'OTHER WEIGHTS'}  "
+            f"{found.seconds.get('all', float('nan')):5.1f} s to a new step  left: {found.left or 'nothing'}",
+            flush=True,
+        )
+        outcomes.append(found)
+    return outcomes
+
+
+def _medians(outcomes: list[Outcome]) -> dict[str, float]:
+    """Of the kills after which something was left to train, by the launcher itself or by the next start."""
+    timed = [found.seconds for found in outcomes if found.seconds]
+    return {part: round(statistics.median(seconds[part] for seconds in timed), 2) for part in PARTS} if timed else {}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Chaos, description=__doc__))

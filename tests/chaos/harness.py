@@ -1,0 +1,207 @@
+"""A real training job, a SIGKILL at a random moment, and the same command again until it is done.
+
+What is killed, and when, follows from a seed, so that a failure can be tried again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.processes import MARK, gone, marked
+
+ROOT = Path(__file__).parent.parent.parent
+WORKERS = 2
+EPOCHS = 2
+PHASES = ("step", "save", "evaluation", "edge", "any")
+KEPT_BY_OTHERS = ("ray", "torchinductor_")
+PART = re.compile(r"first step [\d.]+ s after the worker began: (.*)")
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What to do to one run. `phase` any: at any moment, start-up included."""
+
+    seed: int
+    engine: str
+    victim: str
+    """worker or driver."""
+    phase: str
+
+    @staticmethod
+    def drawn(seed: int, engine: str) -> Kill:
+        draw = random.Random(seed)
+        return Kill(seed, engine, draw.choice(["worker", "worker", "driver"]), draw.choice(PHASES))
+
+
+@dataclass
+class Outcome:
+    """`seconds`: from the kill to the first new step, by part."""
+
+    kill: Kill
+    weights: bytes = b""
+    starts: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+
+
+class Job:
+    """`jobs/train_dlrm.py` in a run directory of its own, with its own temporary folder; used as a context."""
+
+    def __init__(self, dataset: Path, folder: Path, engine: str, flags: tuple[str, ...] = ()) -> None:
+        self.run_dir, self.log = folder / "run", folder / "log"
+        self.mark, self.temporary = uuid.uuid4().hex, Path(tempfile.mkdtemp(prefix="chaos-"))
+        self._shared_before = _names("/dev/shm")
+        self.command = [sys.executable, "jobs/train_dlrm.py", f"--data.path={dataset}", f"--run-dir={self.run_dir}"]
+        self.command += [f"--train.epochs={EPOCHS}", "--train.patience=0", "--train.global-batch=1024", "--train.log-every=1"]
+        self.command += ["--checkpoint.every-steps=9", "--model.embedding-dim=8", f"--launch.engine={engine}"]
+        self.command += [f"--launch.workers={WORKERS}", "--launch.max-failures=3", *flags]
+        folder.mkdir(parents=True)
+
+    def start(self) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, MARK: self.mark, "TMPDIR": str(self.temporary)}
+        with self.log.open("ab") as log:
+            return subprocess.Popen(self.command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def workers(self) -> dict[int, int]:
+        """Rank -> process of the attempt that began last."""
+        records = []
+        for file in self.run_dir.glob(".workers/*/rank-*.json"):
+            try:
+                records.append((file.parent, json.loads(file.read_text())))
+            except (OSError, ValueError):  # just being cleared away
+                continue
+        last = max(records, key=lambda entry: entry[1]["began"], default=(None, None))[0]
+        return {record["rank"]: record["pid"] for folder, record in records if folder == last}
+
+    def left(self) -> list[str]:
+        """Processes, shared memory and temporary files that the job left. Ray's session folder and torch's cache are theirs."""
+        found = gone(lambda: marked(self.mark), 30)
+        found += gone(lambda: _names("/dev/shm") - self._shared_before, 30)
+        found += gone(lambda: {name for name in _names(self.temporary) if not name.startswith(KEPT_BY_OTHERS)}, 30)
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        return found
+
+    def weights(self) -> bytes:
+        return (self.run_dir / "model" / "weights.safetensors").read_bytes()
+
+
+def uninterrupted(dataset: Path, folder: Path, engine: str) -> tuple[bytes, float]:
+    """Final weights, and the seconds that the job took."""
+    job, began = Job(dataset, folder, engine), time.monotonic()
+    process = job.start()
+    if process.wait(300):
+        raise AssertionError(job.text()[-3000:])
+    seconds = time.monotonic() - began
+    if left := job.left():
+        raise AssertionError(f"an uninterrupted run left {left}")
+    return job.weights(), seconds
+
+
+def run(kill: Kill, dataset: Path, folder: Path, whole_seconds: float) -> Outcome:
+    job, outcome = Job(dataset, folder, kill.engine), Outcome(kill)
+    draw = random.Random(f"{kill.seed} moment")
+    process = job.start()
+    outcome.starts = 1
+    if _await(kill.phase, job, process, draw, whole_seconds):
+        before = job.workers()
+        victim = process.pid
+        if kill.victim == "worker" and before:
+            victim = before[draw.choice(sorted(before))]
+        lines = len(PART.findall(job.text()))
+        killed = time.time()
+        _sigkill(victim)
+        if victim == process.pid:
+            process.wait()
+            process, outcome.starts = job.start(), outcome.starts + 1
+        outcome.seconds = _recovery(job, process, killed, set(before.values()), lines)
+    if process.wait(300):
+        raise AssertionError(f"{kill}: {job.text()[-3000:]}")
+    outcome.left, outcome.weights = job.left(), job.weights()
+    return outcome
+
+
+def _await(phase: str, job: Job, process: subprocess.Popen[bytes], draw: random.Random, whole_seconds: float) -> bool:
+    """Returns at the moment to kill; False where the job was done before that."""
+    steps = [int(step) for step in re.findall(r"\((\d+) an epoch\)", job.text())]
+    deadline, delay = time.monotonic() + 240, draw.uniform(0, 0.3)
+    wanted_step, wanted_save = draw.randint(1, 40), draw.randint(0, 3)
+    at = time.monotonic() + draw.uniform(0.2, 0.95) * whole_seconds
+    seen: set[Path] = set()
+    while process.poll() is None and time.monotonic() < deadline:
+        text = job.text() if phase in ("step", "evaluation", "edge") else ""
+        match phase:
+            case "step" if re.search(rf"epoch 1/\d+ +step +{wanted_step} ", text):
+                time.sleep(delay / 10)
+                return True
+            case "save":
+                seen |= {path for path in job.run_dir.glob("checkpoints/step_*") if not (path / "committed.json").exists()}
+                if len(seen) > wanted_save:
+                    return True
+            case "evaluation" if (steps := re.findall(r"step +(\d+) \((\d+) an epoch\)", text)) and steps[-1][0] == steps[-1][1]:
+                time.sleep(delay)
+                return True
+            case "edge" if "epoch 1: validation" in text:
+                time.sleep(delay / 10)
+                return True
+            case "any" if time.monotonic() >= at:
+                return True
+        time.sleep(0.002)
+    return False
+
+
+def _recovery(job: Job, process: subprocess.Popen[bytes], killed: float, before: set[int], lines: int) -> dict[str, float]:
+    """Detection: until the workers that were left are gone. Restart: until the first new one runs our code."""
+    detected = began = 0.0
+    while process.poll() is None and len(PART.findall(job.text())) <= lines:
+        now = time.time()
+        if not detected and not any(_alive(pid) for pid in before):
+            detected = now
+        if not began and (new := job.workers()) and not set(new.values()) & before:
+            began = now
+        time.sleep(0.01)
+    found = PART.findall(job.text())
+    if len(found) <= lines:
+        return {}  # nothing was left to train
+    parts = {name: float(seconds) for name, seconds in re.findall(r"([a-z]+[a-z ]*) ([\d.]+)", found[-1])}
+    detected = min(detected or began, began)
+    return {
+        "detection": detected - killed,
+        "restart": began - detected,
+        "join and build": parts["process group"] + parts["model"],
+        "load": parts["checkpoint"],
+        "first batch and step": parts["data"] + parts["first step"],
+        "all": time.time() - killed,
+    }
+
+
+def _names(folder: Path | str) -> set[str]:
+    return {path.name for path in Path(folder).iterdir()}
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _sigkill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

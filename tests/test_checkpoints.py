@@ -1,0 +1,174 @@
+"""Checkpoints under stress: damaged, half written, on a full disk, on a store that fails, under another plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import logging
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import torch
+from fsspec.implementations.local import LocalFileSystem
+from torch.multiprocessing import ProcessRaisedException
+
+from recsys_ray.checkpoint.store import CheckpointStore
+from recsys_ray.config import CheckpointConfig, TrainConfig
+from recsys_ray.training.train import train
+from tests.test_training import config, newest_progress, outcome, weights
+from tests.workers import run_workers
+
+
+@pytest.fixture(scope="module")
+def stopped(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two workers, row-wise, after 30 steps of the first epoch, with checkpoints of steps 20 and 30."""
+    run_dir = tmp_path_factory.mktemp("stopped") / "run"
+    run_workers(train, 2, config(dataset, run_dir, every_steps=10, max_steps=30))
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def whole(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One epoch that nobody disturbs."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    run_workers(train, 2, config(dataset, run_dir))
+    return run_dir
+
+
+def same_weights(left: Path, right: Path) -> bool:
+    expected, found = weights(left), weights(right)
+    return expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def logged_train(config: TrainConfig) -> None:
+    """train(config), with what it logs in a file for each rank."""
+    Path(config.run_dir).mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(Path(config.run_dir) / f"log-{os.environ['RANK']}")
+    logging.getLogger("recsys_ray").addHandler(handler)
+    train(config)
+
+
+def log_of(run_dir: Path) -> str:
+    return (run_dir / "log-0").read_text()
+
+
+def copied(run_dir: Path, to: Path) -> Path:
+    shutil.copytree(run_dir, to)
+    shutil.copy2(run_dir.parent / "mlflow.db", to.parent)
+    return to
+
+
+def test_two_are_kept_and_say_what_they_hold(stopped: Path) -> None:
+    store = CheckpointStore(str(stopped / "checkpoints"))
+    assert store.committed() == [30, 20]
+    progress = newest_progress(stopped)
+    assert (progress["step"], progress["blocks_in_epoch"], progress["epoch"]) == (30, 240, 0)
+    assert progress["mlflow_run_id"] and len(progress["training"]) == 30 and progress["scores"][0][0] == 30
+    assert {name.split("_")[2] for name in store.marker(30)["files"] if name.startswith("__")} == {"0", "1"}
+
+
+@pytest.mark.parametrize("name", ["__0_0.distcp", "__1_0.distcp", ".metadata", "committed.json"])
+def test_flipped_byte_is_found_and_the_one_before_used(
+    dataset: Path, stopped: Path, whole: Path, tmp_path: Path, name: str
+) -> None:
+    run_dir = copied(stopped, tmp_path / "run")
+    file = run_dir / "checkpoints" / "step_30" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    run_workers(logged_train, 2, config(dataset, run_dir))
+    assert f"step_30 is damaged ({name} " in log_of(run_dir) and "going back to the one before" in log_of(run_dir)
+    assert "going on after step 20, " in log_of(run_dir)
+    assert same_weights(run_dir, whole)
+
+
+def test_half_written_one_is_not_gone_on_from(dataset: Path, stopped: Path, whole: Path, tmp_path: Path) -> None:
+    run_dir = copied(stopped, tmp_path / "run")
+    (run_dir / "checkpoints" / "step_30" / "committed.json").unlink()
+    run_workers(logged_train, 2, config(dataset, run_dir))
+    assert "going on after step 20, " in log_of(run_dir) and "damaged" not in log_of(run_dir)
+    assert same_weights(run_dir, whole)
+
+
+def test_nothing_sound_is_an_error_and_no_new_beginning(dataset: Path, stopped: Path, tmp_path: Path) -> None:
+    run_dir = copied(stopped, tmp_path / "run")
+    for file in (run_dir / "checkpoints").glob("*/__0_0.distcp"):
+        file.write_bytes(b"")
+    with pytest.raises(ProcessRaisedException, match=r"every checkpoint in .* is damaged: restore one, or remove them all"):
+        run_workers(train, 2, config(dataset, run_dir))
+
+
+class Troubled(LocalFileSystem):
+    """A store that breaks when it is written to: on a full disk while a file `full` lies beside, and three times after `fail`."""
+
+    protocol = "troubled"
+
+    def _open(self, path: str, mode: str = "rb", **how: Any) -> Any:
+        root = Path(path).parents[1]
+        if mode == "wb" and "step_20/" in path and (root / "full").exists():
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+        tries = root / "fail" / Path(path).name
+        if mode == "wb" and "step_20/" in path and (root / "fail").exists():
+            tries.touch()
+            if len(tries.read_text()) < 3:
+                tries.write_text(tries.read_text() + "x")
+                raise ConnectionError("the store does not answer")
+        return super()._open(path, mode, **how)
+
+
+def on_troubled_store(config: TrainConfig) -> None:
+    from recsys_ray.checkpoint import store
+
+    fsspec.register_implementation("troubled", Troubled, clobber=True)
+    store.FIRST_WAIT = 0.01
+    logged_train(config)
+
+
+@pytest.mark.parametrize("trouble", ["full", "fail"])
+def test_store_that_fails_ends_no_run(dataset: Path, whole: Path, tmp_path: Path, trouble: str) -> None:
+    """Full: that checkpoint is lost and told of, those before and after are there. Failing three times: nothing is lost."""
+    folder, run_dir = tmp_path / "store", tmp_path / "run"
+    folder.mkdir()
+    (folder / trouble).touch() if trouble == "full" else (folder / trouble).mkdir()
+    wanted = config(dataset, run_dir)
+    kept = CheckpointConfig(f"troubled://{folder}", every_steps=10, keep_last=9)
+    run_workers(on_troubled_store, 2, dataclasses.replace(wanted, checkpoint=kept))
+    steps = {int(path.parent.name.removeprefix("step_")) for path in folder.glob("step_*/committed.json")}
+    assert steps == {10, 30, 40, outcome(run_dir)["steps"]} | ({20} if trouble == "fail" else set())
+    assert not (folder / "step_20").exists() or trouble == "fail"
+    words = "No space left on device" if trouble == "full" else "the store does not answer): trying again"
+    assert words in log_of(run_dir) + (run_dir / "log-1").read_text()
+    assert ("step_20 could not be written: worker rank 0: OSError" in log_of(run_dir)) == (trouble == "full")
+    assert same_weights(run_dir, whole)
+
+
+def kill_within_a_save(config: TrainConfig) -> None:
+    """Rank 1 is killed as the first bytes of its second checkpoint are written."""
+    from recsys_ray.checkpoint.writer import ChecksumWriter
+
+    write = ChecksumWriter._write_all
+
+    def killed(writer: ChecksumWriter, *how: Any) -> Any:
+        if str(writer.path).endswith("step_20") and os.environ["RANK"] == "1":
+            Path(str(writer.path), "__1_0.distcp").write_bytes(b"the beginning")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(writer, *how)
+
+    ChecksumWriter._write_all = killed
+    train(config)
+
+
+def test_kill_within_a_save_leaves_the_one_before(dataset: Path, whole: Path, tmp_path: Path) -> None:
+    wanted = config(dataset, tmp_path / "run", every_steps=10)
+    with pytest.raises(Exception, match=r"SIGKILL|signal 9|Connection|peer"):
+        run_workers(kill_within_a_save, 2, wanted)
+    store = CheckpointStore(str(tmp_path / "run" / "checkpoints"))
+    assert store.committed() == [10]
+    run_workers(logged_train, 2, wanted)
+    assert "going on after step 10, " in log_of(tmp_path / "run")
+    assert same_weights(tmp_path / "run", whole)

@@ -1,0 +1,244 @@
+"""A run goes on: under another plan, number of workers, settings; never as another run; and a new one from its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.multiprocessing import ProcessRaisedException
+
+from recsys_ray.checkpoint.store import CheckpointStore
+from recsys_ray.config import PrepareConfig, ShardingConfig, SplitConfig, TrainConfig
+from recsys_ray.data.dataset_directory import DatasetDirectory, load_vocabularies
+from recsys_ray.data.prepare import prepare
+from recsys_ray.data.stream import ROW_WEIGHT, BlockStream, Columns
+from recsys_ray.launch import stopping
+from recsys_ray.launch.stopping import STOP
+from recsys_ray.training.train import train
+from tests.test_checkpoints import log_of, logged_train
+from tests.test_training import config, losses, outcome, weights
+from tests.workers import run_workers
+
+WIDE = 256  # TorchRec splits no columns below 128
+ROWS, ROW = 24_000, "row"
+
+
+@pytest.fixture(scope="module")
+def audited(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset whose rows are numbered by a timestamp, which no model reads."""
+    root = tmp_path_factory.mktemp("audited")
+    draw = np.random.default_rng(0)
+    user, item = draw.integers(0, 300, ROWS), draw.integers(0, 200, ROWS)
+    label = (draw.random(ROWS) < 0.2 + 0.6 * ((user + item) % 3 == 0)).astype(np.int64)
+    pq.write_table(pa.table({"label": label, "user": user, "item": item, ROW: np.arange(ROWS)}), root / "rows.parquet")
+    columns = [{"kind": "label", "name": "label"}, {"kind": "timestamp", "name": ROW}]
+    columns += [
+        {"kind": "categorical", "name": name, "side": name, "encoding": "identity", "dtype": "int", "num_embeddings": 400}
+        for name in ("user", "item")
+    ]
+    (root / "schema.json").write_text(json.dumps({"columns": columns}))
+    prepare(
+        PrepareConfig(
+            parquet=str(root / "rows.parquet"), out=str(root / "dataset"), block_rows=128, split=SplitConfig(validation=0, test=0)
+        )
+    )
+    return root / "dataset"
+
+
+def audited_train(config: TrainConfig, stop_after: int = 0) -> None:
+    """train(config), with the numbers of the rows of each step in a file of its own, and a wish to stop at a step."""
+    stopping.LOOK_SECONDS = 0  # the whole run takes no longer
+    run_dir, rank = Path(config.run_dir), os.environ["RANK"]
+    run_dir.mkdir(parents=True, exist_ok=True)
+    read, store = BlockStream.__iter__, CheckpointStore(str(run_dir / "checkpoints"))
+    saved = store.committed()
+    steps = itertools.count(store.marker(saved[0])["note"]["progress"]["step"] + 1 if saved else 1)
+
+    def audited(stream: BlockStream) -> Iterator[Columns]:
+        for columns in read(stream):
+            rows, step = columns[ROW][columns[ROW_WEIGHT] > 0], next(steps)
+            np.save(run_dir / f"rows-{step}-{rank}.npy", rows.numpy())
+            if step == stop_after:
+                (run_dir / STOP).touch()
+            yield columns
+
+    BlockStream.__iter__ = audited  # type: ignore[method-assign]
+    logged_train(config)
+
+
+def rows_by_step(run_dir: Path, steps: int) -> list[np.ndarray]:
+    return [
+        np.sort(np.concatenate([np.load(file) for file in run_dir.glob(f"rows-{step}-*.npy")])) for step in range(1, steps + 1)
+    ]
+
+
+def test_every_row_of_every_epoch_once_when_workers_go_and_come(audited: Path, tmp_path: Path) -> None:
+    """2 -> 1 -> 3 -> 2 workers within two epochs, stopped by request: of 24 steps each. Three cannot share 8 blocks evenly."""
+    whole, resized = tmp_path / "whole", tmp_path / "resized"
+    run_workers(audited_train, 2, config(audited, whole, epochs=2))
+    for workers, stop_after in ((2, 7), (1, 15), (3, 30), (2, 0)):
+        run_workers(audited_train, workers, config(audited, resized, epochs=2), stop_after)
+        (resized / STOP).unlink(missing_ok=True)
+    steps = outcome(resized)["steps"]
+    assert steps == outcome(whole)["steps"] == 48
+    expected, found = rows_by_step(whole, steps), rows_by_step(resized, steps)
+    assert all(np.array_equal(left, right) for left, right in zip(expected, found, strict=True))
+    for epoch in (found[:24], found[24:]):
+        assert np.array_equal(np.sort(np.concatenate(epoch)), np.arange(ROWS))
+    assert np.abs(losses(whole) - losses(resized)).max() < 1e-4
+    assert "going on after step 8, 0 epochs and 64 row blocks, with 1 workers" in (resized / "log-0").read_text()
+    assert "each reads 3, and 1 of the 9 is padding that counts nothing" in (resized / "log-0").read_text()
+
+
+def test_batch_and_rate_may_change_within_an_epoch(audited: Path, tmp_path: Path) -> None:
+    """The place is counted in rows: with half the batch every row is still trained once. What changed is told and tagged."""
+    run_dir = tmp_path / "run"
+    run_workers(audited_train, 2, config(audited, run_dir, max_steps=9))
+    changed = config(audited, run_dir, global_batch=512)
+    changed = dataclasses.replace(changed, optimizer=dataclasses.replace(changed.optimizer, dense_learning_rate=5e-4))
+    run_workers(audited_train, 2, changed)
+    steps = outcome(run_dir)["steps"]
+    assert steps == 9 + -(-(ROWS - 9 * 1024) // 512)
+    assert np.array_equal(np.sort(np.concatenate(rows_by_step(run_dir, steps))), np.arange(ROWS))
+    for change in ("optimizer.dense_learning_rate 0.001 -> 0.0005", "train.global_batch 1024 -> 512"):
+        assert f"changed since the checkpoint: {change}" in log_of(run_dir)
+    import mlflow
+
+    run = mlflow.tracking.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_run(outcome(run_dir)["mlflow_run_id"])
+    assert "train.global_batch 1024 -> 512" in run.data.tags["changed.after_step_9"]
+
+
+@pytest.fixture(scope="module")
+def wide(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten steps on two workers, row-wise."""
+    run_dir = tmp_path_factory.mktemp("wide") / "run"
+    run_workers(train, 2, wide_config(dataset, run_dir, "row_wise"))
+    return run_dir
+
+
+def wide_config(dataset: Path, run_dir: Path, kind: str, steps: int = 10) -> TrainConfig:
+    wanted = config(dataset, run_dir, max_steps=steps)
+    model = dataclasses.replace(wanted.model, embedding_dim=WIDE, interaction="dot")
+    return dataclasses.replace(wanted, model=model, sharding=ShardingConfig(types=(kind,)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("workers", "kind"), [(1, "table_wise"), (2, "table_wise"), (2, "column_wise")])
+def test_row_wise_checkpoint_under_another_plan(dataset: Path, wide: Path, tmp_path: Path, workers: int, kind: str) -> None:
+    """Equal predictions at once; trained on, what row-wise would have come to, but for the sums of columns apart."""
+    for name in ("here", "there"):
+        shutil.copytree(wide, tmp_path / name / "run")
+        shutil.copy2(wide.parent / "mlflow.db", tmp_path / name)
+    here = tmp_path / "here" / "run"
+    run_workers(train, workers, wide_config(dataset, here, kind))  # nothing left to train: restore, evaluate, export
+    assert outcome(here)["test_logloss"] == pytest.approx(outcome(wide)["test_logloss"], abs=1e-6)
+    assert all(torch.equal(weights(wide)[name], tensor) for name, tensor in weights(here).items())
+    run_workers(logged_train, workers, wide_config(dataset, here, kind, steps=14))
+    run_workers(train, 2, wide_config(dataset, tmp_path / "there" / "run", "row_wise", steps=14))
+    assert losses(here)[10:] == pytest.approx(losses(tmp_path / "there" / "run")[10:], abs=1e-4)
+    assert f"sharding.types ['row_wise'] -> ['{kind}']" in log_of(here)
+
+
+def test_column_wise_state_goes_back_to_row_wise(dataset: Path, tmp_path: Path) -> None:
+    run_workers(train, 2, wide_config(dataset, tmp_path / "run", "column_wise"))
+    run_workers(logged_train, 2, wide_config(dataset, tmp_path / "run", "row_wise", steps=14))
+    assert len(losses(tmp_path / "run")) == 14 and losses(tmp_path / "run")[10:].max() < 0.75
+
+
+def test_plain_module_on_the_cpu_predicts_the_same(dataset: Path, wide: Path) -> None:
+    """The checkpoint itself, not the export, in TorchRec's unsharded modules, against the test metrics of the sharded ones."""
+    import torch.distributed.checkpoint as dcp
+
+    from recsys_ray.data.split_reader import read_split
+    from recsys_ray.models.dlrm import build_dlrm
+    from recsys_ray.models.metrics import binary_metrics
+
+    directory = DatasetDirectory.open(dataset)
+    model = wide_config(dataset, wide, "row_wise").model
+    task = build_dlrm(model, directory.schema, "weight", torch.device("cpu"), None)  # type: ignore[arg-type]
+    module = task.module
+    module.model.sparse_arch.to_empty(device="cpu")
+    state = {"model": module.state_dict()}
+    dcp.load(state, checkpoint_id=wide / "checkpoints" / "step_10", no_dist=True)
+    module.load_state_dict(state["model"])
+    predicted, labels = [], []
+    with torch.no_grad():
+        for columns in read_split(directory, "test"):
+            batch = task.to_batch({**columns, "weight": torch.ones(len(columns["label"]))})
+            predicted.append(module.model(batch.dense, batch.sparse).squeeze(-1).sigmoid().numpy())
+            labels.append(columns["label"].numpy())
+    found = binary_metrics(np.concatenate(predicted), np.concatenate(labels), np.ones(sum(map(len, labels))))
+    assert found["logloss"] == pytest.approx(outcome(wide)["test_logloss"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("model", r"model.embedding_dim 8 -> 16"),
+        ("dataset", r"schema\.\w+\.\w+ .* -> .*dataset.fingerprint"),
+        ("order", r"order.train.seed 0 -> 7"),
+    ],
+)
+def test_another_run_is_refused_naming_the_difference(
+    dataset: Path, audited: Path, tmp_path: Path, part: str, words: str
+) -> None:
+    wanted = config(dataset, tmp_path / "run", max_steps=2)
+    run_workers(train, 1, wanted)
+    match part:
+        case "model":
+            other = dataclasses.replace(wanted, model=dataclasses.replace(wanted.model, embedding_dim=16))
+        case "dataset":
+            other = dataclasses.replace(wanted, data=dataclasses.replace(wanted.data, path=str(audited)))
+        case _:
+            other = dataclasses.replace(wanted, train=dataclasses.replace(wanted.train, seed=7))
+    with pytest.raises(ProcessRaisedException, match=rf"holds another run, which cannot go on so: .*{words}.*--init-from"):
+        run_workers(train, 1, other)
+
+
+def prepared_day(folder: Path, name: str, values: list[str]) -> Path:
+    draw = np.random.default_rng(len(name))
+    rows = 4_000
+    city = draw.choice(values, rows)
+    label = (draw.random(rows) < np.where(city < "m", 0.8, 0.2)).astype(np.int64)
+    pq.write_table(pa.table({"label": label, "city": city, "price": draw.random(rows)}), folder / f"{name}.parquet")
+    columns = [{"kind": "label", "name": "label"}, {"kind": "dense", "name": "price"}]
+    columns += [{"kind": "categorical", "name": "city", "side": "user", "encoding": "vocabulary", "dtype": "string"}]
+    (folder / "schema.json").write_text(json.dumps({"columns": columns}))
+    prepare(
+        PrepareConfig(
+            parquet=str(folder / f"{name}.parquet"), out=str(folder / name), block_rows=128, schema=str(folder / "schema.json")
+        )
+    )
+    return folder / name
+
+
+def test_new_run_starts_from_the_rows_that_it_knows_by_value(ray_session: None, tmp_path: Path) -> None:
+    """The vocabulary of the second day has another order, lacks a city and has a new one; two workers, row-wise."""
+    monday = prepared_day(tmp_path, "monday", ["bergen", "oslo", "paris", "rome"])
+    tuesday = prepared_day(tmp_path, "tuesday", ["zagreb", "rome", "bergen", "oslo"])
+    run_workers(train, 2, config(monday, tmp_path / "first", global_batch=256))
+    wanted = config(tuesday, tmp_path / "second", global_batch=256, epochs=0)
+    run_workers(logged_train, 2, dataclasses.replace(wanted, init_from=str(tmp_path / "first")))
+    old, new = weights(tmp_path / "first"), weights(tmp_path / "second")
+    (table,) = [name for name in old if "city_table" in name]
+    values = {day: load_vocabularies(day, DatasetDirectory.open(day).schema)["city"].to_pylist() for day in (monday, tuesday)}
+    for value in ("bergen", "oslo", "rome"):
+        before, after = values[monday].index(value) + 1, values[tuesday].index(value) + 1
+        assert torch.equal(old[table][before], new[table][after]), value
+    fresh = new[table][values[tuesday].index("zagreb") + 1]
+    assert not any(torch.equal(fresh, row) for row in old[table])
+    assert all(torch.equal(old[name], new[name]) for name in old if name != table)
+    assert f"{table}: 4 of 5 rows, 1 new; 1 of the old not here" in log_of(tmp_path / "second")
+    assert load_file(tmp_path / "first" / "model" / "weights.safetensors").keys() == old.keys()
+    with pytest.raises(ProcessRaisedException, match=r"--init-from .*/nowhere: no model with weights.safetensors"):
+        run_workers(train, 1, dataclasses.replace(wanted, run_dir=str(tmp_path / "third"), init_from=str(tmp_path / "nowhere")))
