@@ -10,7 +10,7 @@ CPU_TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backe
 TORCH_SOURCE := $(if $(findstring cpu,$(LOCK)),$(CPU_TORCH))
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --all-extras --no-emit-find-links --no-header
 
-.PHONY: demo test lint bench lock clean
+.PHONY: demo test lint bench chaos lock clean
 
 demo: $(VENV)/.ready  ## MovieLens 1M: fetch, prepare, train both models under Ray, report, index, recommend films to a user
 	$(BIN)/python jobs/train_dlrm.py --run-dir runs/demo/dlrm
@@ -28,6 +28,9 @@ lint: $(VENV)/.ready
 
 bench: $(VENV)/.ready  ## every benchmark in turn; each prints a table and one JSON line
 	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+chaos: $(VENV)/.ready  ## ten runs under local and ten under Ray, each with a SIGKILL at a random moment: about a quarter of an hour
+	$(BIN)/python -m tests.chaos
 
 # The locks are installed with --no-deps: torchrec depends on fbgemm-gpu, which cannot load on a machine without CUDA.
 # Compiled once, here: a run has a dozen processes, and where Python may not write its cache each would compile torch anew

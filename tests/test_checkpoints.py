@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
+import json
 import logging
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +178,88 @@ def test_kill_within_a_save_leaves_the_one_before(dataset: Path, whole: Path, tm
     run_workers(logged_train, 2, wanted)
     assert "going on after step 10, " in log_of(tmp_path / "run")
     assert same_weights(tmp_path / "run", whole)
+
+
+def poisoned_train(config: TrainConfig) -> None:
+    """The weight of one row of one batch, the 24th, becomes infinite on the second worker."""
+    from recsys_ray.data.stream import ROW_WEIGHT, BlockStream, Columns
+
+    read, steps = BlockStream.__iter__, itertools.count(1)
+
+    def poisoned(stream: BlockStream) -> Iterator[Columns]:
+        for columns in read(stream):
+            if next(steps) == 24 and os.environ["RANK"] == "1":
+                columns[ROW_WEIGHT][5] = float("inf")
+            yield columns
+
+    BlockStream.__iter__ = poisoned  # type: ignore[method-assign]
+    train(config)
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_names_its_batch(dataset: Path, tmp_path: Path) -> None:
+    """Looked at every 50 steps and before each checkpoint: here before that of step 30, so that it is never made."""
+    run_dir = tmp_path / "run"
+    wanted = dataclasses.replace(config(dataset, run_dir, every_steps=10, log_every=50))
+    with pytest.raises(ProcessRaisedException, match=r"the loss of step 24 is not finite \(epoch 1, batch of row blocks train/"):
+        run_workers(poisoned_train, 2, wanted)
+    assert CheckpointStore(str(run_dir / "checkpoints")).committed() == [20, 10]
+    found = json.loads((run_dir / "not_finite.json").read_text())
+    assert (found["step"], found["epoch"], found["first_block"], found["checkpoint"]) == (24, 0, 23 * 8, 20)
+    assert len(set(found["blocks"])) == 8
+    replay = [sys.executable, *found["replay"].split()[1:]]
+    done = subprocess.run(replay, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "going on after step 20, " in done.stdout + done.stderr
+    assert "this time the loss of step 24 is finite" in done.stdout  # the row's weight was never in the dataset
+    assert re.search(rf"^label +{8 * 128:,} +0 ", done.stdout, re.MULTILINE)
+
+
+def test_named_blocks_are_those_of_the_batch(dataset: Path, tmp_path: Path) -> None:
+    run_workers(compare_places, 1, config(dataset, tmp_path / "run"), tmp_path / "cache")
+
+
+def compare_places(config: TrainConfig, cache: Path) -> None:
+    """On a worker: the rows of the second batch of the second epoch, as the stream yields them and read by their places."""
+    import torch.distributed as dist
+
+    from recsys_ray.data.dataset_directory import DatasetDirectory
+    from recsys_ray.data.mosaic import StreamingDataset
+    from recsys_ray.data.stream import BlockStream, batch_layout
+
+    dist.init_process_group("gloo")
+    directory = DatasetDirectory.open(config.data.path)
+    folder, name = str(directory.split("train")), directory.schema.dense[0].name
+    stream = BlockStream(folder, cache / "train", batch_layout(1024, 128, 1), 0, True, config.data, "")
+    stream.start_at(1, 8)
+    batch, places = next(iter(stream)), stream.places(1, 8)
+    blocks = StreamingDataset(remote=folder, local=str(cache / "plain"), batch_size=1)
+    firsts = itertools.accumulate([0, *(shard.samples for shard in blocks.shards)])
+    starts = dict(zip([shard.file_pairs[0][0].basename for shard in blocks.shards], firsts, strict=False))
+    rows = [torch.from_numpy(blocks[starts[shard] + number][name].copy()) for shard, number in places]
+    assert torch.equal(batch[name].sort().values, torch.cat(rows).sort().values)
+    dist.destroy_process_group()
+
+
+def test_sigterm_saves_and_ends(dataset: Path, whole: Path, tmp_path: Path) -> None:
+    """To one worker alone, of two: both save the same step; the rest of the epoch goes on there."""
+    wanted = config(dataset, tmp_path / "run")
+    with pytest.raises(Exception, match=r"exit code 143"):
+        run_workers(sigterm_to_rank_1, 2, wanted)
+    (step,) = CheckpointStore(str(tmp_path / "run" / "checkpoints")).committed()
+    assert step in (12, 13)
+    run_workers(logged_train, 2, wanted)
+    assert f"going on after step {step}, " in log_of(tmp_path / "run") and same_weights(tmp_path / "run", whole)
+
+
+def sigterm_to_rank_1(config: TrainConfig) -> None:
+    from recsys_ray.training import fit
+
+    report = fit.Tracker.metrics
+
+    def metrics(tracker: Any, step: int, values: dict[str, float]) -> None:
+        report(tracker, step, values)
+        if step == 11 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    fit.Tracker.metrics = metrics  # type: ignore[method-assign]
+    train(config)

@@ -1,4 +1,4 @@
-"""Elastic for real: training starts on the one worker that fits, moves to two when a node joins, and keeps its place."""
+"""Elastic for real: two workers, one when a node is lost, two again when one joins; every row of every epoch trained once."""
 
 from __future__ import annotations
 
@@ -11,19 +11,26 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ray.cluster_utils import Cluster
 
+from recsys_ray.checkpoint.store import CheckpointStore
+from tests.audit import assert_every_row_once_an_epoch, numbered_rows, rows_by_step
+
 ROOT = Path(__file__).parent.parent
-EPOCHS = 25
+EPOCHS, BATCH = 40, 1024
+# Small, so that what one worker rounds otherwise than two has no time to grow in a thousand steps.
+RATES = ["--optimizer.sparse-learning-rate=0.002", "--optimizer.dense-learning-rate=1e-4"]
+SETTINGS = {"num_cpus": 0, "include_dashboard": False, "dashboard_agent_listen_port": None}
+# A node that is gone is missed after some seconds, rather than half a minute.
+WATCH = {"health_check_initial_delay_ms": 2000, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head that runs no worker, and one node for one worker."""
-    ray_cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "dashboard_agent_listen_port": None}
-    )
+    """A head that runs no worker, and two nodes for a worker each."""
+    ray_cluster = Cluster(initialize_head=True, head_node_args={**SETTINGS, "_system_config": WATCH})
     ray_cluster.add_node(num_cpus=1)
     yield ray_cluster
     ray_cluster.shutdown()
@@ -33,29 +40,57 @@ def wait_for(pattern: str, log: Path, job: subprocess.Popen[bytes]) -> str:
     deadline = time.monotonic() + 240
     while not (found := re.search(pattern, log.read_text())):
         assert job.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.2)
+        time.sleep(0.1)
     return found[0]
 
 
-def test_run_grows_with_the_cluster_and_keeps_its_place(dataset: Path, tmp_path: Path, cluster: Cluster) -> None:
-    run_dir, log = tmp_path / "run", tmp_path / "log"
-    command = [sys.executable, "jobs/train_dlrm.py", f"--data.path={dataset}", f"--run-dir={run_dir}"]
-    command += [f"--train.epochs={EPOCHS}", "--train.patience=0", "--train.global-batch=1024", "--train.log-every=1"]
-    command += ["--checkpoint.every-steps=10", "--launch.workers=2", "--launch.min-workers=1", "--launch.ray.resize-seconds=3"]
+@pytest.fixture(scope="module")
+def audited(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return numbered_rows(tmp_path_factory.mktemp("audited"))
+
+
+def start(dataset: Path, run_dir: Path, log: Path, flags: list[str], **environment: str) -> subprocess.Popen[bytes]:
+    """A job that writes down the rows of each step."""
+    command = [sys.executable, "-m", "tests.audit", f"--data.path={dataset}", f"--run-dir={run_dir}"]
+    command += [f"--train.epochs={EPOCHS}", "--train.patience=0", f"--train.global-batch={BATCH}", "--train.log-every=1"]
+    command += ["--checkpoint.every-steps=10", *RATES, *flags]
     with log.open("wb") as output:
-        environment = {**os.environ, "RAY_ADDRESS": cluster.address}
-        job = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+        return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stdout=output, stderr=output)
+
+
+def step_of(line: str) -> int:
+    found = re.search(r"step (\d+)", line)
+    assert found is not None
+    return int(found[1])
+
+
+def losses(run_dir: Path) -> np.ndarray:
+    store = CheckpointStore(str(run_dir / "checkpoints"))
+    points = store.marker(store.committed()[0])["note"]["progress"]["training"]
+    assert [point["step"] for point in points] == list(range(1, len(points) + 1))
+    return np.array([point["loss"] for point in points])
+
+
+def test_workers_come_and_go_and_no_row_is_lost(audited: Path, tmp_path: Path, cluster: Cluster) -> None:
+    run_dir, log = tmp_path / "run", tmp_path / "log"
+    flags = ["--launch.workers=2", "--launch.min-workers=1", "--launch.ray.resize-seconds=3", "--launch.max-failures=3"]
+    second = cluster.add_node(num_cpus=1)
+    job = start(audited, run_dir, log, flags, RAY_ADDRESS=cluster.address)
     try:
         wait_for(r"epoch 1/\d+ +step +15 ", log, job)
+        cluster.remove_node(second, allow_graceful=False)
+        alone = wait_for(r"going on after step \d+, .* with 1 workers", log, job)
+        wait_for(rf"step +{step_of(alone) + 15} ", log, job)
         cluster.add_node(num_cpus=1)
-        went_on = wait_for(r"going on after step \d+, .* with 2 workers", log, job)
+        again = wait_for(r"going on after step \d+, .* with 2 workers", log, job)
         assert job.wait(300) == 0, log.read_text()[-3000:]
     finally:
         job.kill()
     outcome = json.loads((run_dir / "outcome.json").read_text())
     assert outcome["world_size"] == 2 and outcome["epochs"] == EPOCHS
-    points = json.loads((run_dir / "checkpoints" / f"step_{outcome['steps']}" / "committed.json").read_text())["training"]
-    assert [point["step"] for point in points] == list(range(1, outcome["steps"] + 1))
-    # Not thrown back to the beginning, nor to the beginning of the epoch.
-    step = int(re.search(r"step (\d+)", went_on)[1])
-    assert step >= 10 and f"step {step + 1:>6} " in log.read_text().split(went_on)[1]
+    assert 10 <= step_of(alone) < step_of(again)
+    assert_every_row_once_an_epoch(rows_by_step(run_dir, outcome["steps"]), BATCH)
+    whole = tmp_path / "whole"
+    fixed = start(audited, whole, tmp_path / "whole-log", ["--launch.engine=local", "--launch.workers=2"])
+    assert fixed.wait(300) == 0, (tmp_path / "whole-log").read_text()[-3000:]
+    assert np.abs(losses(run_dir) - losses(whole)).max() < 1e-4

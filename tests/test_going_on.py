@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,69 +15,22 @@ import torch
 from safetensors.torch import load_file
 from torch.multiprocessing import ProcessRaisedException
 
-from recsys_ray.checkpoint.store import CheckpointStore
-from recsys_ray.config import PrepareConfig, ShardingConfig, SplitConfig, TrainConfig
+from recsys_ray.config import PrepareConfig, ShardingConfig, TrainConfig
 from recsys_ray.data.dataset_directory import DatasetDirectory, load_vocabularies
 from recsys_ray.data.prepare import prepare
-from recsys_ray.data.stream import ROW_WEIGHT, BlockStream, Columns
-from recsys_ray.launch import stopping
 from recsys_ray.launch.stopping import STOP
 from recsys_ray.training.train import train
+from tests.audit import ROWS, assert_every_row_once_an_epoch, audited_train, numbered_rows, rows_by_step
 from tests.test_checkpoints import log_of, logged_train
 from tests.test_training import config, losses, outcome, weights
 from tests.workers import run_workers
 
 WIDE = 256  # TorchRec splits no columns below 128
-ROWS, ROW = 24_000, "row"
 
 
 @pytest.fixture(scope="module")
 def audited(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset whose rows are numbered by a timestamp, which no model reads."""
-    root = tmp_path_factory.mktemp("audited")
-    draw = np.random.default_rng(0)
-    user, item = draw.integers(0, 300, ROWS), draw.integers(0, 200, ROWS)
-    label = (draw.random(ROWS) < 0.2 + 0.6 * ((user + item) % 3 == 0)).astype(np.int64)
-    pq.write_table(pa.table({"label": label, "user": user, "item": item, ROW: np.arange(ROWS)}), root / "rows.parquet")
-    columns = [{"kind": "label", "name": "label"}, {"kind": "timestamp", "name": ROW}]
-    columns += [
-        {"kind": "categorical", "name": name, "side": name, "encoding": "identity", "dtype": "int", "num_embeddings": 400}
-        for name in ("user", "item")
-    ]
-    (root / "schema.json").write_text(json.dumps({"columns": columns}))
-    prepare(
-        PrepareConfig(
-            parquet=str(root / "rows.parquet"), out=str(root / "dataset"), block_rows=128, split=SplitConfig(validation=0, test=0)
-        )
-    )
-    return root / "dataset"
-
-
-def audited_train(config: TrainConfig, stop_after: int = 0) -> None:
-    """train(config), with the numbers of the rows of each step in a file of its own, and a wish to stop at a step."""
-    stopping.LOOK_SECONDS = 0  # the whole run takes no longer
-    run_dir, rank = Path(config.run_dir), os.environ["RANK"]
-    run_dir.mkdir(parents=True, exist_ok=True)
-    read, store = BlockStream.__iter__, CheckpointStore(str(run_dir / "checkpoints"))
-    saved = store.committed()
-    steps = itertools.count(store.marker(saved[0])["note"]["progress"]["step"] + 1 if saved else 1)
-
-    def audited(stream: BlockStream) -> Iterator[Columns]:
-        for columns in read(stream):
-            rows, step = columns[ROW][columns[ROW_WEIGHT] > 0], next(steps)
-            np.save(run_dir / f"rows-{step}-{rank}.npy", rows.numpy())
-            if step == stop_after:
-                (run_dir / STOP).touch()
-            yield columns
-
-    BlockStream.__iter__ = audited  # type: ignore[method-assign]
-    logged_train(config)
-
-
-def rows_by_step(run_dir: Path, steps: int) -> list[np.ndarray]:
-    return [
-        np.sort(np.concatenate([np.load(file) for file in run_dir.glob(f"rows-{step}-*.npy")])) for step in range(1, steps + 1)
-    ]
+    return numbered_rows(tmp_path_factory.mktemp("audited"))
 
 
 def test_every_row_of_every_epoch_once_when_workers_go_and_come(audited: Path, tmp_path: Path) -> None:
@@ -94,8 +44,7 @@ def test_every_row_of_every_epoch_once_when_workers_go_and_come(audited: Path, t
     assert steps == outcome(whole)["steps"] == 48
     expected, found = rows_by_step(whole, steps), rows_by_step(resized, steps)
     assert all(np.array_equal(left, right) for left, right in zip(expected, found, strict=True))
-    for epoch in (found[:24], found[24:]):
-        assert np.array_equal(np.sort(np.concatenate(epoch)), np.arange(ROWS))
+    assert_every_row_once_an_epoch(found, 1024)
     assert np.abs(losses(whole) - losses(resized)).max() < 1e-4
     assert "going on after step 8, 0 epochs and 64 row blocks, with 1 workers" in (resized / "log-0").read_text()
     assert "each reads 3, and 1 of the 9 is padding that counts nothing" in (resized / "log-0").read_text()

@@ -31,7 +31,11 @@ class Saver:
         self._group = dist.new_group(backend="gloo")
         self._staging = Staging(self._group)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: list[Future[None]] = []
+        self._pending: list[Future[Any]] = []
+
+    def reserve(self, state: dict[str, Any]) -> None:
+        """Takes the memory for copies of `state` in the background, so that the first checkpoint need not wait for it."""
+        self._pending.append(self._thread.submit(self._staging.reserve, state))
 
     def save(self, step: int, state: dict[str, Any], note: dict[str, Any], keep: Collection[int] = ()) -> None:
         """Returns when `state`, which may hold sharded tensors, has been copied. `note` is JSON, for `newest_sound` to return."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,40 +21,54 @@ class Staging:
         self._group = group
         self._buffers: dict[str, torch.Tensor] = {}
 
+    def reserve(self, state: dict[str, Any]) -> None:
+        """Allocates the buffers and touches them: only then does the system give them memory, which takes longer than a copy."""
+        for name, tensor in _own_tensors("", state):
+            self._buffer(name, tensor).zero_()
+
     @torch.no_grad()
     def copy(self, state: dict[str, Any]) -> dict[str, Any]:
         """The one before it becomes invalid."""
-        copied = {name: self._copy(name, value) for name, value in state.items()}
+        for name, tensor in _own_tensors("", state):
+            self._buffer(name, tensor).copy_(tensor, non_blocking=True)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        return copied
-
-    def _copy(self, name: str, value: Any) -> Any:
-        match value:
-            case dict():
-                return {key: self._copy(f"{name}/{key}", inner) for key, inner in value.items()}
-            case ShardedTensor():
-                return self._copy_shards(name, value)
-            case torch.Tensor():
-                return self._buffer(name, value)
-            case _:
-                return copy.deepcopy(value)
-
-    def _copy_shards(self, name: str, tensor: ShardedTensor) -> ShardedTensor:
-        whole = copy.copy(tensor.metadata())
-        whole.shards_metadata = [_on_host(shard) for shard in whole.shards_metadata]
-        own = [shard for shard in whole.shards_metadata if _rank(shard) == dist.get_rank()]
-        copies = [
-            Shard(tensor=self._buffer(f"{name}/{number}", shard.tensor), metadata=metadata)
-            for number, (shard, metadata) in enumerate(zip(tensor.local_shards(), own, strict=True))
-        ]
-        return ShardedTensor._init_from_local_shards_and_global_metadata(copies, whole, process_group=self._group)
+        return self._in_buffers("", state)
 
     def _buffer(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         if name not in self._buffers:
-            pinned = tensor.is_cuda
-            self._buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
-        return self._buffers[name].copy_(tensor, non_blocking=True)
+            self._buffers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return self._buffers[name]
+
+    def _in_buffers(self, name: str, value: Any) -> Any:
+        match value:
+            case dict():
+                return {key: self._in_buffers(f"{name}/{key}", inner) for key, inner in value.items()}
+            case ShardedTensor():
+                return self._sharded_in_buffers(name, value)
+            case torch.Tensor():
+                return self._buffers[name]
+            case _:
+                return copy.deepcopy(value)
+
+    def _sharded_in_buffers(self, name: str, tensor: ShardedTensor) -> ShardedTensor:
+        whole = copy.copy(tensor.metadata())
+        whole.shards_metadata = [_on_host(shard) for shard in whole.shards_metadata]
+        own = [shard for shard in whole.shards_metadata if _rank(shard) == dist.get_rank()]
+        shards = [Shard(self._buffers[f"{name}/{number}"], metadata) for number, metadata in enumerate(own)]
+        return ShardedTensor._init_from_local_shards_and_global_metadata(shards, whole, process_group=self._group)
+
+
+def _own_tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor that this worker holds, a sharded one's shards each."""
+    match value:
+        case dict():
+            for key, inner in value.items():
+                yield from _own_tensors(f"{name}/{key}", inner)
+        case ShardedTensor():
+            yield from ((f"{name}/{number}", shard.tensor) for number, shard in enumerate(value.local_shards()))
+        case torch.Tensor():
+            yield name, value
 
 
 def _rank(shard: ShardMetadata) -> int | None:

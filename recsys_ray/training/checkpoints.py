@@ -29,6 +29,7 @@ class Checkpoints:
         self._model, self._optimizer, self._config = model, optimizer, config
         self._identity = identity(config, dataset)
         self._saver = Saver(self.store, config.checkpoint.keep_last)
+        self._saver.reserve(self._state())
 
     def resume(self) -> tuple[Progress, list[str]]:
         """Goes on from the newest whole checkpoint, or starts anew where there is none; and what settings have changed since.
@@ -46,8 +47,7 @@ class Checkpoints:
 
     def save(self, progress: Progress) -> None:
         """Returns when the state has been copied; the writing goes on behind."""
-        state = {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
-        self._saver.save(progress.step, state, self._note(progress), self._kept(progress))
+        self._saver.save(progress.step, self._state(), self._note(progress), self._kept(progress))
 
     def amend(self, progress: Progress) -> None:
         """The checkpoint of this step, once what it led to is known."""
@@ -94,6 +94,9 @@ class Checkpoints:
         partial = file.with_name(f".{file.name}")
         save_file(whole, partial)
         partial.replace(file)
+
+    def _state(self) -> dict[str, Any]:
+        return {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
 
     def _note(self, progress: Progress) -> dict[str, Any]:
         return {

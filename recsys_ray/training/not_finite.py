@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 from recsys_ray.config import TrainConfig
 from recsys_ray.data.stream import BlockStream
@@ -37,3 +38,10 @@ def record_not_finite(
         f"the loss of step {step} is not finite (epoch {epoch + 1}, batch of row blocks {shown}). The checkpoint of step {newest}"
         f" is kept. Look at it with `{replay}`; then lower a learning rate or mend the data, and run again"
     )
+
+
+def read_not_finite(run_dir: Path) -> dict[str, Any]:
+    """Raises FileNotFoundError where the run has had no such loss."""
+    if not (run_dir / FILE).exists():
+        raise FileNotFoundError(f"{run_dir} has no {FILE}: no loss of that run was anything but finite")
+    return json.loads((run_dir / FILE).read_text())

@@ -25,7 +25,8 @@ ROOT = Path(__file__).parent.parent.parent
 WORKERS = 2
 EPOCHS = 2
 PHASES = ("step", "save", "evaluation", "edge", "any")
-KEPT_BY_OTHERS = ("ray", "torchinductor_")
+KEPT_BY_OTHERS = {"local": ("torchinductor_",), "ray": ("torchinductor_", "ray", "pymp-")}
+"""Torch's cache, Ray's session folder, and what Ray's dashboard leaves."""
 PART = re.compile(r"first step [\d.]+ s after the worker began: (.*)")
 
 
@@ -62,6 +63,7 @@ class Job:
     def __init__(self, dataset: Path, folder: Path, engine: str, flags: tuple[str, ...] = ()) -> None:
         self.run_dir, self.log = folder / "run", folder / "log"
         self.mark, self.temporary = uuid.uuid4().hex, Path(tempfile.mkdtemp(prefix="chaos-"))
+        self._engine = engine
         self._shared_before = _names("/dev/shm")
         self.command = [sys.executable, "jobs/train_dlrm.py", f"--data.path={dataset}", f"--run-dir={self.run_dir}"]
         self.command += [f"--train.epochs={EPOCHS}", "--train.patience=0", "--train.global-batch=1024", "--train.log-every=1"]
@@ -89,10 +91,10 @@ class Job:
         return {record["rank"]: record["pid"] for folder, record in records if folder == last}
 
     def left(self) -> list[str]:
-        """Processes, shared memory and temporary files that the job left. Ray's session folder and torch's cache are theirs."""
+        """Processes, shared memory and temporary files that the job left; wants the machine for itself."""
         found = gone(lambda: marked(self.mark), 30)
         found += gone(lambda: _names("/dev/shm") - self._shared_before, 30)
-        found += gone(lambda: {name for name in _names(self.temporary) if not name.startswith(KEPT_BY_OTHERS)}, 30)
+        found += gone(lambda: {name for name in _names(self.temporary) if not name.startswith(KEPT_BY_OTHERS[self._engine])}, 30)
         shutil.rmtree(self.temporary, ignore_errors=True)
         return found
 

@@ -1,0 +1,60 @@
+"""Look into a loss that was not finite: train again from the checkpoint before it, and show the batch that did it.
+
+    python jobs/replay.py --run-dir runs/clicks
+
+Reads the run's not_finite.json and config.json. Trains in a temporary directory, on this machine, a line for each step; the run
+itself is left as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+from pathlib import Path
+
+import tyro
+
+from recsys_ray.checkpoint.store import CheckpointStore
+from recsys_ray.config import CheckpointConfig, LaunchConfig, TrackingConfig, TrainConfig, from_json
+from recsys_ray.data.dataset_directory import DatasetDirectory
+from recsys_ray.data.split_reader import column_ranges
+from recsys_ray.launch.launcher import launcher
+from recsys_ray.launch.worker import WorkerFailed
+from recsys_ray.training.not_finite import read_not_finite
+from recsys_ray.training.train import train
+
+
+def main(run_dir: str, workers: int = 1) -> None:
+    """`workers`: processes on this machine; the order of rows is that of the run, however many it had."""
+    run = Path(run_dir).absolute()
+    found, config = read_not_finite(run), from_json((run / "config.json").read_text())
+    print(f"step {found['step']}, epoch {found['epoch'] + 1}: {len(found['blocks'])} row blocks of {found['dataset']}")
+    for line in column_ranges(DatasetDirectory.open(found["dataset"]), found["blocks"]):
+        print(line)
+    with tempfile.TemporaryDirectory() as scratch:
+        if found["checkpoint"]:
+            checkpoints = config.checkpoint.folder or str(run / "checkpoints")
+            CheckpointStore(checkpoints).copy(found["checkpoint"], f"{scratch}/run/checkpoints")
+        replay(config, scratch, found["step"], workers)
+
+
+def replay(config: TrainConfig, scratch: str, step: int, workers: int) -> None:
+    config = dataclasses.replace(
+        config,
+        run_dir=f"{scratch}/run",
+        train=dataclasses.replace(config.train, log_every=1, max_steps=step),
+        checkpoint=CheckpointConfig(every_minutes=0),
+        launch=LaunchConfig("local", workers),
+        tracking=TrackingConfig(),
+    )
+    with launcher(config.launch) as engine:
+        engine.run(train, config)
+    print(f"this time the loss of step {step} is finite")
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main, description=__doc__)
+    except (ValueError, OSError, WorkerFailed) as error:
+        sys.exit(f"{Path(__file__).stem}: {error}")

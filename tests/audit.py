@@ -1,0 +1,98 @@
+"""A dataset whose rows are numbered, and training that writes down which rows each step had.
+
+python -m tests.audit --data.path ... --run-dir ...      # as jobs/train_dlrm.py, audited
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tyro
+
+from recsys_ray.checkpoint.store import CheckpointStore
+from recsys_ray.config import PrepareConfig, SplitConfig, TrainConfig
+from recsys_ray.data.prepare import prepare
+from recsys_ray.data.stream import ROW_WEIGHT, BlockStream, Columns
+from recsys_ray.launch import stopping
+from recsys_ray.launch.launcher import launcher
+from recsys_ray.training.train import train
+
+ROWS, ROW, BLOCK_ROWS = 24_000, "row", 128
+
+
+def numbered_rows(root: Path) -> Path:
+    """A dataset directory whose timestamp, which no model reads, is the row's number; all rows are for training."""
+    draw = np.random.default_rng(0)
+    user, item = draw.integers(0, 300, ROWS), draw.integers(0, 200, ROWS)
+    label = (draw.random(ROWS) < 0.2 + 0.6 * ((user + item) % 3 == 0)).astype(np.int64)
+    pq.write_table(pa.table({"label": label, "user": user, "item": item, ROW: np.arange(ROWS)}), root / "rows.parquet")
+    columns = [{"kind": "label", "name": "label"}, {"kind": "timestamp", "name": ROW}]
+    ids = {"kind": "categorical", "encoding": "identity", "dtype": "int", "num_embeddings": 400}
+    columns += [{**ids, "name": name, "side": name} for name in ("user", "item")]
+    (root / "schema.json").write_text(json.dumps({"columns": columns}))
+    split = SplitConfig(validation=0, test=0)
+    prepare(PrepareConfig(parquet=str(root / "rows.parquet"), out=str(root / "dataset"), block_rows=BLOCK_ROWS, split=split))
+    return root / "dataset"
+
+
+def audited_train(config: TrainConfig, stop_after: int = 0) -> None:
+    """train(config), with the numbers of each step's rows in a file, and a wish to stop at a step."""
+    stopping.LOOK_SECONDS = 0  # the whole run takes no longer
+    run_dir, place = Path(config.run_dir), f"{os.environ['RANK']}-{os.environ['WORLD_SIZE']}"
+    run_dir.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("recsys_ray").addHandler(logging.FileHandler(run_dir / f"log-{os.environ['RANK']}"))
+    read, store = BlockStream.__iter__, CheckpointStore(str(run_dir / "checkpoints"))
+    saved = store.committed()
+    steps = itertools.count(store.marker(saved[0])["note"]["progress"]["step"] + 1 if saved else 1)
+
+    def audited(stream: BlockStream) -> Iterator[Columns]:
+        for columns in read(stream):
+            rows, step = columns[ROW][columns[ROW_WEIGHT] > 0], next(steps)
+            np.save(run_dir / f"rows-{step}-{time.time_ns()}-{place}.npy", rows.numpy())
+            if step == stop_after:
+                (run_dir / stopping.STOP).touch()
+            yield columns
+
+    BlockStream.__iter__ = audited  # type: ignore[method-assign]
+    try:
+        train(config)
+    finally:
+        BlockStream.__iter__ = read  # type: ignore[method-assign]
+
+
+def rows_by_step(run_dir: Path, steps: int) -> list[np.ndarray]:
+    """Of every step, the rows that count: where one was done again after a failure, those of the last time."""
+    files: dict[int, list[tuple[int, int, int, Path]]] = {}
+    for file in run_dir.glob("rows-*.npy"):
+        step, when, rank, workers = map(int, file.stem.removeprefix("rows-").split("-"))
+        files.setdefault(step, []).append((when, rank, workers, file))
+    return [np.sort(np.concatenate([np.load(file) for file in _last(files[step])])) for step in range(1, steps + 1)]
+
+
+def _last(files: list[tuple[int, int, int, Path]]) -> list[Path]:
+    workers = max(files)[2]
+    return [max(found for found in files if found[1:3] == (rank, workers))[3] for rank in range(workers)]
+
+
+def assert_every_row_once_an_epoch(rows: list[np.ndarray], global_batch: int) -> None:
+    steps = -(-ROWS // global_batch)
+    for epoch in range(0, len(rows), steps):
+        assert np.array_equal(np.sort(np.concatenate(rows[epoch : epoch + steps])), np.arange(ROWS))
+
+
+if __name__ == "__main__":
+    wanted = tyro.cli(TrainConfig, config=(tyro.conf.AvoidSubcommands,))
+    # By its name, which workers can import, and not as part of __main__.
+    from tests.audit import audited_train as train_with_audit
+
+    with launcher(wanted.launch) as engine:
+        engine.run(train_with_audit, wanted)
