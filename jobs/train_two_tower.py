@@ -19,7 +19,16 @@ from pathlib import Path
 
 import tyro
 
-from recsys_ray.config import DataConfig, LaunchConfig, LoopConfig, OptimizerConfig, SplitConfig, TrainConfig, TwoTowerConfig
+from recsys_ray.config import (
+    DataConfig,
+    LaunchConfig,
+    LoopConfig,
+    OptimizerConfig,
+    SplitConfig,
+    TrainConfig,
+    TwoTowerConfig,
+    with_absolute_paths,
+)
 from recsys_ray.data.prepare import dataset_for
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.launch.worker import WorkerFailed
@@ -38,7 +47,7 @@ CONFIG = TrainConfig(
 
 
 def main(config: TrainConfig) -> None:
-    config = dataclasses.replace(config, run_dir=str(Path(config.run_dir).absolute()))
+    config = with_absolute_paths(config)
     with launcher(config.launch) as engine:
         path = dataset_for(config.data, config.run_dir, "spark" if config.launch.engine == "spark" else "ray")
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(Path(path).absolute())))

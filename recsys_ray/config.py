@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 
@@ -270,6 +271,16 @@ class TrainConfig:
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Workers may have another working directory; URLs stay as they are."""
+    folder = replace(config.checkpoint, folder=_absolute(config.checkpoint.folder))
+    return replace(config, run_dir=_absolute(config.run_dir), init_from=_absolute(config.init_from), checkpoint=folder)
+
+
+def _absolute(path: str) -> str:
+    return path if not path or "://" in path else str(Path(path).absolute())
 
 
 def from_json(text: str) -> TrainConfig:

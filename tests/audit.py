@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,8 @@ def numbered_rows(root: Path) -> Path:
     return root / "dataset"
 
 
-def audited_train(config: TrainConfig, stop_after: int = 0) -> None:
-    """train(config), with the numbers of each step's rows in a file, and a wish to stop at a step."""
+def audited_train(config: TrainConfig, stop_after: int = 0, pace: float = 0) -> None:
+    """train(config), with the numbers of each step's rows in a file, a wish to stop at a step, and `pace` seconds between."""
     stopping.LOOK_SECONDS = 0  # the whole run takes no longer
     run_dir, place = Path(config.run_dir), f"{os.environ['RANK']}-{os.environ['WORLD_SIZE']}"
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -60,6 +61,7 @@ def audited_train(config: TrainConfig, stop_after: int = 0) -> None:
             np.save(run_dir / f"rows-{step}-{time.time_ns()}-{place}.npy", rows.numpy())
             if step == stop_after:
                 (run_dir / stopping.STOP).touch()
+            time.sleep(pace)
             yield columns
 
     BlockStream.__iter__ = audited  # type: ignore[method-assign]
@@ -95,4 +97,4 @@ if __name__ == "__main__":
     from tests.audit import audited_train as train_with_audit
 
     with launcher(wanted.launch) as engine:
-        engine.run(train_with_audit, wanted)
+        engine.run(partial(train_with_audit, pace=0.08), wanted)  # so that a cluster has time to change

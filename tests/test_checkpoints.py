@@ -88,7 +88,7 @@ def test_flipped_byte_is_found_and_the_one_before_used(
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     run_workers(logged_train, 2, config(dataset, run_dir))
-    assert f"step_30 is damaged ({name} " in log_of(run_dir) and "going back to the one before" in log_of(run_dir)
+    assert f"step_30 is damaged ({name} " in log_of(run_dir) and "taking the next best" in log_of(run_dir)
     assert "going on after step 20, " in log_of(run_dir)
     assert same_weights(run_dir, whole)
 

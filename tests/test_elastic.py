@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -16,11 +17,14 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from recsys_ray.checkpoint.store import CheckpointStore
+from recsys_ray.config import from_json
+from recsys_ray.training.train import train
 from tests.audit import assert_every_row_once_an_epoch, numbered_rows, rows_by_step
+from tests.workers import run_workers
 
 ROOT = Path(__file__).parent.parent
-EPOCHS, BATCH = 40, 1024
-# Small, so that what one worker rounds otherwise than two has no time to grow in a thousand steps.
+EPOCHS, BATCH = 20, 1024
+# Small, so that what one worker rounds otherwise than two does not grow in hundreds of steps.
 RATES = ["--optimizer.sparse-learning-rate=0.002", "--optimizer.dense-learning-rate=1e-4"]
 SETTINGS = {"num_cpus": 0, "include_dashboard": False, "dashboard_agent_listen_port": None}
 # A node that is gone is missed after some seconds, rather than half a minute.
@@ -91,6 +95,5 @@ def test_workers_come_and_go_and_no_row_is_lost(audited: Path, tmp_path: Path, c
     assert 10 <= step_of(alone) < step_of(again)
     assert_every_row_once_an_epoch(rows_by_step(run_dir, outcome["steps"]), BATCH)
     whole = tmp_path / "whole"
-    fixed = start(audited, whole, tmp_path / "whole-log", ["--launch.engine=local", "--launch.workers=2"])
-    assert fixed.wait(300) == 0, (tmp_path / "whole-log").read_text()[-3000:]
+    run_workers(train, 2, dataclasses.replace(from_json((run_dir / "config.json").read_text()), run_dir=str(whole)))
     assert np.abs(losses(run_dir) - losses(whole)).max() < 1e-4

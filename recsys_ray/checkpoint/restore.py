@@ -26,15 +26,18 @@ def newest_sound(store: CheckpointStore) -> tuple[int, dict[str, Any]] | None:
     """
     steps: list[list[int]] = [store.committed() if dist.get_rank() == 0 else []]
     dist.broadcast_object_list(steps)  # on shared storage workers need not see the same files at the same moment
-    for step in steps[0]:
+    return first_sound(store, steps[0]) if steps[0] else None
+
+
+def first_sound(store: CheckpointStore, steps: list[int]) -> tuple[int, dict[str, Any]]:
+    """The first of these that is whole, with its note. Raises ValueError where none is."""
+    for step in steps:
         marker, fault = _marker(store, step)
         if not (fault := fault or _fault(store, step, marker["files"])):
             return step, marker["note"]
         if dist.get_rank() == 0:
-            log.warning("checkpoint %s is damaged (%s): going back to the one before", store.folder(step), fault)
-    if steps[0]:
-        raise ValueError(f"every checkpoint in {store.url} is damaged: restore one, or remove them all to start anew")
-    return None
+            log.warning("checkpoint %s is damaged (%s): taking the next best", store.folder(step), fault)
+    raise ValueError(f"every checkpoint in {store.url} is damaged: restore one, or remove them all to start anew")
 
 
 def _marker(store: CheckpointStore, step: int) -> tuple[dict[str, Any], str]:

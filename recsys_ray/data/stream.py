@@ -8,9 +8,12 @@ the same collective calls.
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +94,8 @@ class BlockStream:
         )
         note_segments(cache.parent, self._dataset._shm_prefix_int)
         workers = config.loader_workers if config.loader_workers is not None else 2 * torch.cuda.is_available()
+        if workers:
+            _start_forkserver()
         self._loader = DataLoader(
             self._dataset,
             batch_size=layout.blocks,
@@ -145,6 +150,15 @@ class BlockStream:
             present = columns[ROW_WEIGHT]
             weight = present * blocks.repeat_interleave(self._layout.block_rows)[: len(present)]
             yield {**columns, ROW_WEIGHT: weight * columns.pop(self._weight) if self._weight else weight}
+
+
+def _start_forkserver() -> None:
+    """It and what comes of it ignore SIGTERM, which may be sent to all processes of a job: the training process still needs their
+    blocks to finish its step. They end with that."""
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        forkserver.ensure_running()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _concatenate(block_rows: int, blocks: list[Block]) -> Columns:

@@ -19,13 +19,10 @@ from torch.distributed.launcher.api import elastic_launch
 from recsys_ray.config import LaunchConfig, TrainConfig
 from recsys_ray.launch.worker import RECORDS, Train, attempts, failure, run_worker, without_gpus
 
-ELASTIC = {
-    # All but SIGTERM, which would end the workers before they could save.
-    "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGINT,SIGHUP,SIGQUIT",
-    # Else all attempts share one store, and workers started again find the addresses of those before them: seen to hang.
-    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-}
-"""Settings of torch elastic that it reads from the environment alone."""
+HANDLED_SIGNALS = "SIGINT,SIGHUP,SIGQUIT"
+"""By torch elastic: all but SIGTERM, which would end the workers before they could save."""
+OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""Else all attempts share one store, and workers started again find the addresses of those before them: seen to hang."""
 
 
 class LocalLauncher:
@@ -33,7 +30,7 @@ class LocalLauncher:
         launch = config.launch
         gpus = _gpus(launch)
         logs = Path(config.run_dir, RECORDS, "logs")
-        with attempts(config), without_gpus(not gpus), patch.dict(os.environ, ELASTIC), _temporary_files(logs):
+        with attempts(config), without_gpus(not gpus), patch.dict(os.environ, OWN_STORE), _temporary_files(logs):
             elastic = ElasticConfig(
                 min_nodes=1,
                 max_nodes=1,
@@ -43,6 +40,7 @@ class LocalLauncher:
                 rdzv_endpoint="localhost:0",
                 local_addr="localhost",
                 max_restarts=launch.max_failures,
+                signals_to_handle=HANDLED_SIGNALS,
                 logs_specs=DefaultLogsSpecs(log_dir=str(logs)),
             )
             try:

@@ -158,7 +158,8 @@ def failure(run_dir: str, died: Mapping[int, str] | None = None) -> WorkerFailed
         deaths = [_obituary(file, record, (died or {}).get(record.rank, "")) for file, record in lost.items()]
         return WorkerFailed("\n".join((["one of these:"] if died is None and len(deaths) > 1 else []) + deaths))
     if not failed:
-        return None
+        stopped = [record for record in records.values() if record.state == "terminated"]
+        return WorkerFailed(f"{_name(stopped[0])} was ended by SIGTERM; run again to go on") if stopped else None
     first = (own or failed)[0]
     return WorkerFailed(f"{first.trace}\n{_name(first)} failed: {first.error}")
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torchrec.optim.keyed import CombinedOptimizer
 
-from recsys_ray.checkpoint.restore import newest_sound, restore
+from recsys_ray.checkpoint.restore import first_sound, newest_sound, restore
 from recsys_ray.checkpoint.saver import Saver
 from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.config import TrainConfig
@@ -28,7 +28,8 @@ class Checkpoints:
         self.store = CheckpointStore(config.checkpoint.folder or str(Path(config.run_dir) / "checkpoints"))
         self._model, self._optimizer, self._config = model, optimizer, config
         self._identity = identity(config, dataset)
-        self._saver = Saver(self.store, config.checkpoint.keep_last)
+        self._saver = Saver(self.store, config.checkpoint.keep_last, config.checkpoint.keep_best)
+        self._saved_step = 0
         self._saver.reserve(self._state())
 
     def resume(self) -> tuple[Progress, list[str]]:
@@ -40,30 +41,37 @@ class Checkpoints:
         if found is None:
             return Progress(), []
         step, note = found
+        self._saved_step = step
         check_same_run(note["identity"], self._identity, self._config.run_dir)
         self.restore_weights(step)
         restore_optimizer(self.store, step, self._model, self._optimizer)
         return Progress(**note["progress"]), changed_settings(note["settings"], self._config)
 
     def save(self, progress: Progress) -> None:
-        """Returns when the state has been copied; the writing goes on behind."""
-        self._saver.save(progress.step, self._state(), self._note(progress), self._kept(progress))
+        """Returns when the state has been copied; the writing goes on behind. Nothing is done for a step that has been saved."""
+        if progress.step != self._saved_step:
+            self._save(progress)
+
+    def _save(self, progress: Progress) -> None:
+        self._saved_step = progress.step
+        self._saver.save(progress.step, self._state(), self._note(progress), self._ranked(progress))
 
     def amend(self, progress: Progress) -> None:
         """The checkpoint of this step, once what it led to is known."""
-        self._saver.amend(progress.step, self._note(progress), self._kept(progress))
+        self._saver.amend(progress.step, self._note(progress), self._ranked(progress))
 
     def best(self, progress: Progress) -> int:
-        """The step of the best checkpoint, once all are written. Raises OSError where the last could not be."""
+        """The step of the best checkpoint that is whole, once all are written. Raises OSError where the last could not be."""
         if progress.step not in self._committed():  # it could not be written when it was due: perhaps now
-            self.save(progress)
+            self._save(progress)
         committed = self._committed()
         if progress.step not in committed:
             raise OSError(
-                f"the checkpoint of the last step, {progress.step}, could not be written to {self.store.url}: make room "
-                f"there and run again, which goes on after step {self.newest()}"
+                f"the checkpoint of the last step, {progress.step}, could not be written to {self.store.url}: see the warning "
+                f"above; running again goes on after step {self.newest()}"
             )
-        return next(step for step in [*progress.best_steps, progress.step] if step in committed)
+        candidates = [step for step in [*progress.best_steps, progress.step] if step in committed]
+        return first_sound(self.store, candidates)[0]
 
     def wait(self) -> None:
         """Until what was saved is written, or has failed."""
@@ -105,8 +113,8 @@ class Checkpoints:
             "settings": dataclasses.asdict(self._config),
         }
 
-    def _kept(self, progress: Progress) -> list[int]:
-        return progress.best_steps[: self._config.checkpoint.keep_best] if progress.scores else []
+    def _ranked(self, progress: Progress) -> list[int]:
+        return progress.best_steps if progress.scores else []
 
 
 def weights_bytes(model: Any) -> int:

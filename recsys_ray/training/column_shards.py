@@ -33,7 +33,8 @@ def restore_optimizer(store: CheckpointStore, step: int, model: Any, optimizer: 
     restore(store, step, {"optimizer": state})
     for parameter, name, saved, value in otherwise:
         whole = torch.empty(saved)
-        restore(store, step, {"optimizer": {"state": {parameter: {name: whole}}}})
+        # Alone: not every worker has a part of every table.
+        restore(store, step, {"optimizer": {"state": {parameter: {name: whole}}}}, alone=True)
         _spread(whole, value, rows=tables[parameter.removeprefix(SPARSE)].size()[0])
         state["state"][parameter][name] = value
     optimizer.load_state_dict(state)

@@ -56,29 +56,27 @@ def fit(run: Run) -> bool:
     stop = StopRequest(config.run_dir, config.checkpoint.grace_seconds)
     schedule = Schedule(config.checkpoint, stop)
     step, meter = make_step(run.model, run.optimizer, run.world), Meter(step=progress.step, points=progress.training)
-    written = progress.step
     run.streams["train"].start_at(progress.epoch, progress.blocks_in_epoch)
     while not _finished(config.train, progress):
         try:
             with stop.deferring():
                 train_rest_of_epoch(run, step, meter, schedule)
         except StopTraining:
-            run.checkpoints.wait()
             stop.obey()
             return False
-        if progress.step != written:
-            run.checkpoints.save(progress)
+        run.checkpoints.save(progress)
+        schedule.saved()
         validate(run)
         if progress.blocks_in_epoch >= run.streams["train"].blocks:
             progress.epoch, progress.blocks_in_epoch = progress.epoch + 1, 0
         run.checkpoints.amend(progress)
-        written = progress.step
     return True
 
 
 def _finished(loop: LoopConfig, progress: Progress) -> bool:
     stopped_early = bool(loop.patience) and progress.epochs_since_best >= loop.patience
-    return progress.epoch >= loop.epochs or stopped_early or bool(loop.max_steps and progress.step >= loop.max_steps)
+    enough_steps = bool(loop.max_steps) and progress.step >= loop.max_steps and progress.validated_step == progress.step
+    return progress.epoch >= loop.epochs or stopped_early or enough_steps
 
 
 def train_rest_of_epoch(run: Run, step: Step, meter: Meter, schedule: Schedule) -> None:
@@ -108,9 +106,11 @@ def train_rest_of_epoch(run: Run, step: Step, meter: Meter, schedule: Schedule) 
             run.checkpoints.save(progress)
             schedule.saved()
         if wish is Wish.STOP:
+            run.checkpoints.wait()
             raise StopTraining
 
-    if first_block >= stream.blocks:
+    if first_block >= stream.blocks:  # the run ended before this epoch was validated
+        stream.start_at(progress.epoch + 1, 0)
         return
     batches = (run.task.to_batch(columns) for columns in stream)
     loop, rates = config.train, config.optimizer
@@ -142,6 +142,7 @@ def evaluate(run: Run, split: str) -> Evaluation | None:
 def validate(run: Run) -> None:
     """Measures what training has come to on the validation split."""
     progress, began = run.progress, time.perf_counter()
+    progress.validated_step = progress.step
     found = evaluate(run, "validation")
     metrics = [found.metrics if found is not None else {}]
     dist.broadcast_object_list(metrics, device=run.world.device)

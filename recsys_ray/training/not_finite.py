@@ -7,6 +7,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from recsys_ray.config import TrainConfig
 from recsys_ray.data.stream import BlockStream
 
@@ -32,7 +34,8 @@ def record_not_finite(
         "checkpoint": newest,
         "replay": replay,
     }
-    Path(config.run_dir, FILE).write_text(json.dumps(found, indent=2) + "\n")
+    if dist.get_rank() == 0:
+        Path(config.run_dir, FILE).write_text(json.dumps(found, indent=2) + "\n")
     shown = ", ".join(blocks[:2]) + (f" and {len(blocks) - 2} more" if len(blocks) > 2 else "")
     return RunNotFinite(
         f"the loss of step {step} is not finite (epoch {epoch + 1}, batch of row blocks {shown}). The checkpoint of step {newest}"

@@ -17,6 +17,7 @@ class Progress:
     """Row blocks trained, by all workers, of the epoch under way: a place that no change of workers or batch moves."""
     scores: list[tuple[int, float]] = field(default_factory=list)
     """Step and objective of each validation, negative where higher is better."""
+    validated_step: int = 0
     mlflow_run_id: str = ""
     training: list[dict[str, float]] = field(default_factory=list)
     validation: list[dict[str, float]] = field(default_factory=list)

@@ -34,7 +34,9 @@ class Schedule:
     def due(self, step: int) -> Wish:
         """After `step`: wishes take a step to reach all workers, steps that are counted do not."""
         wish = self.finish()
-        self._flag.fill_(self._own_wish())
+        own = self._own_wish()
+        # The checkpoint that is due now is not to be wished for again.
+        self._flag.fill_(Wish.NOTHING if own is Wish.SAVE and wish is not Wish.NOTHING else own)
         self._sent = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
         counted = self._config.every_steps and step % self._config.every_steps == 0
         return max(wish, Wish.SAVE) if counted else wish

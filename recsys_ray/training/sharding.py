@@ -79,7 +79,8 @@ def available_memory(world: World, config: ShardingConfig) -> int:
     if config.memory_gib:
         return int(config.memory_gib * GIB)
     on_gpu = world.device.type == "cuda"
-    free = torch.cuda.mem_get_info(world.device)[0] if on_gpu else free_host_memory() // world.on_host
+    # Half of a host's: checkpoints are written from a copy.
+    free = torch.cuda.mem_get_info(world.device)[0] if on_gpu else free_host_memory() // world.on_host // 2
     least = torch.tensor(free, device=world.device)
     dist.all_reduce(least, dist.ReduceOp.MIN)
     return int(least)

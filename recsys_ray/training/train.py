@@ -43,10 +43,10 @@ def train(config: TrainConfig) -> None:
     startup = Startup()
     # Ray shows all that reaches the root logger; fbgemm writes its build of every table there.
     logging.getLogger().setLevel(logging.WARNING)
-    if stop_requested(config.run_dir):  # while a failed worker's successors were on their way
-        return
     with join_world(config.launch.cpus_per_worker) as world:
         startup.done("process group")
+        if asked_to_stop(config):  # while these workers were on their way
+            return
         dataset = DatasetDirectory.open(config.data.path)
         layout = batch_layout(config.train.global_batch, dataset.summary["block_rows"], world.size)
         autocast = autocast_type(config.train, world)
@@ -85,6 +85,13 @@ def train(config: TrainConfig) -> None:
             raise
         finally:
             checkpoints.close()
+
+
+def asked_to_stop(config: TrainConfig) -> bool:
+    """By the launching process; the same on every worker."""
+    asked = [stop_requested(config.run_dir)]
+    dist.broadcast_object_list(asked)
+    return asked[0]
 
 
 def catalogue(config: TrainConfig, dataset: DatasetDirectory) -> Catalogue | None:

@@ -1,4 +1,4 @@
-"""The short form of `make chaos`: a worker killed in a save, the job in a step, a worker under Ray at an epoch's edge."""
+"""`make chaos` in short: a worker killed in a save, the job in a step, a worker under Ray at an epoch's edge."""
 
 from __future__ import annotations
 
