@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ from recsys_ray.launch.stopping import STOP
 from recsys_ray.training.train import train
 from tests.audit import ROWS, assert_every_row_once_an_epoch, audited_train, numbered_rows, rows_by_step
 from tests.test_checkpoints import log_of, logged_train
-from tests.test_training import config, losses, outcome, weights
+from tests.test_training import config, losses, newest_progress, outcome, weights
 from tests.workers import run_workers
 
 WIDE = 256  # TorchRec splits no columns below 128
@@ -191,3 +192,64 @@ def test_new_run_starts_from_the_rows_that_it_knows_by_value(ray_session: None, 
     assert load_file(tmp_path / "first" / "model" / "weights.safetensors").keys() == old.keys()
     with pytest.raises(ProcessRaisedException, match=r"--init-from .*/nowhere: no model with weights.safetensors"):
         run_workers(train, 1, dataclasses.replace(wanted, run_dir=str(tmp_path / "third"), init_from=str(tmp_path / "nowhere")))
+
+
+def killed_in_validation(config: TrainConfig) -> None:
+    """Ends as a lost worker would, in the first validation, of which nothing is known then."""
+    from recsys_ray.training import fit
+
+    def fail(run: Any) -> None:
+        run.checkpoints.wait()
+        raise RuntimeError("killed")
+
+    fit.validate = fail
+    train(config)
+
+
+@pytest.mark.parametrize("flags", [{"epochs": 2, "patience": 1}, {"max_steps": 20}, {"max_steps": 20, "every_steps": 10}])
+def test_epoch_is_validated_once_also_when_the_run_ended_there(dataset: Path, tmp_path: Path, flags: dict[str, int]) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_workers(train, 1, config(dataset, whole, **flags))
+    with pytest.raises(ProcessRaisedException, match=r"killed"):
+        run_workers(killed_in_validation, 1, config(dataset, killed, **flags))
+    run_workers(train, 1, config(dataset, killed, **flags))
+    expected, found = newest_progress(whole), newest_progress(killed)
+    assert expected["scores"] == found["scores"] and expected["validation"] == found["validation"]
+    assert len(found["scores"]) == len({step for step, _ in found["scores"]}) > 0
+    assert outcome(whole)["best_checkpoint"] == outcome(killed)["best_checkpoint"]
+    assert all(torch.equal(weights(whole)[name], tensor) for name, tensor in weights(killed).items())
+
+
+def test_column_parts_go_to_workers_that_have_no_part_of_a_table(dataset: Path, tmp_path: Path) -> None:
+    """Each worker restores the tables that it has: no call that waits for the others."""
+    wanted = wide_config(dataset, tmp_path / "run", "column_wise")
+    run_workers(train, 2, wanted)
+    run_workers(train, 2, wide_config(dataset, tmp_path / "run", "table_wise", steps=12))
+    assert len(losses(tmp_path / "run")) == 12
+
+
+def damaged_train(config: TrainConfig) -> None:
+    """The checkpoint of the last epoch is damaged as soon as it is written."""
+    from recsys_ray.training import fit
+
+    validate = fit.validate
+
+    def validate_and_damage(run: fit.Run) -> None:
+        validate(run)
+        run.checkpoints.wait()
+        if run.progress.epoch == config.train.epochs - 1:
+            file = Path(config.run_dir, "checkpoints", f"step_{run.progress.step}", "__0_0.distcp")
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 1
+            file.write_bytes(content)
+
+    fit.validate = validate_and_damage
+    logged_train(config)
+
+
+def test_damaged_best_is_not_what_the_run_ends_with(dataset: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_workers(damaged_train, 1, config(dataset, run_dir, epochs=2))
+    ((first, _), (last, _)) = newest_progress(run_dir)["scores"]
+    assert outcome(run_dir)["best_checkpoint"] == f"step_{first}"
+    assert f"step_{last} is damaged (__0_0.distcp does not fit its checksum): taking the next best" in log_of(run_dir)

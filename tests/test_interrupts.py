@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.config import LaunchConfig, SparkConfig, TrainConfig
 from recsys_ray.launch.launcher import launcher
 from tests.processes import MARK, gone, marked, needs_java
@@ -80,6 +81,8 @@ def test_nothing_is_left(dataset: Path, tmp_path: Path, temporary: Path, argumen
     assert segments() > before
     assert len(marked(mark)) > 2
     interrupt(job, tmp_path, number)
+    # Of 500 epochs none was at its end: only SIGTERM can have had one written.
+    assert len(CheckpointStore(str(tmp_path / "run" / "checkpoints")).committed()) == (number == signal.SIGTERM)
     assert gone(lambda: marked(mark)) == []
     assert segments() == before
     assert list(temporary.glob("*_filelock")) == []

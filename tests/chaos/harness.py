@@ -92,7 +92,7 @@ class Job:
 
     def left(self) -> list[str]:
         """Processes, shared memory and temporary files that the job left; wants the machine for itself."""
-        found = gone(lambda: marked(self.mark), 30)
+        found = gone(lambda: marked(self.mark), 90)  # those of Ray that outlive a killed job end by themselves
         found += gone(lambda: _names("/dev/shm") - self._shared_before, 30)
         found += gone(lambda: {name for name in _names(self.temporary) if not name.startswith(KEPT_BY_OTHERS[self._engine])}, 30)
         shutil.rmtree(self.temporary, ignore_errors=True)
