@@ -58,7 +58,7 @@ class Outcome:
 
 
 class Job:
-    """`jobs/train_dlrm.py` in a run directory of its own, with its own temporary folder; used as a context."""
+    """`jobs/train_dlrm.py` in a run directory of its own, with its own temporary folder."""
 
     def __init__(self, dataset: Path, folder: Path, engine: str, flags: tuple[str, ...] = ()) -> None:
         self.run_dir, self.log = folder / "run", folder / "log"
