@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
@@ -25,9 +26,15 @@ from recsys_ray.training.not_finite import read_not_finite
 from recsys_ray.training.train import train
 
 
-def main(run_dir: str, workers: int = 1) -> None:
-    """`workers`: processes on this machine; the order of rows is that of the run, however many it had."""
-    run = Path(run_dir).absolute()
+@dataclass(frozen=True)
+class Replay:
+    run_dir: str
+    workers: int = 1
+    """Processes on this machine; the order of rows is that of the run, however many it had."""
+
+
+def main(job: Replay) -> None:
+    run = Path(job.run_dir).absolute()
     found, config = read_not_finite(run), from_json((run / "config.json").read_text())
     print(f"step {found['step']}, epoch {found['epoch'] + 1}: {len(found['blocks'])} row blocks of {found['dataset']}")
     for line in column_ranges(DatasetDirectory.open(found["dataset"]), found["blocks"]):
@@ -36,7 +43,7 @@ def main(run_dir: str, workers: int = 1) -> None:
         if found["checkpoint"]:
             checkpoints = config.checkpoint.folder or str(run / "checkpoints")
             CheckpointStore(checkpoints).copy(found["checkpoint"], f"{scratch}/run/checkpoints")
-        replay(config, scratch, found["step"], workers)
+        replay(config, scratch, found["step"], job.workers)
 
 
 def replay(config: TrainConfig, scratch: str, step: int, workers: int) -> None:
@@ -55,6 +62,6 @@ def replay(config: TrainConfig, scratch: str, step: int, workers: int) -> None:
 
 if __name__ == "__main__":
     try:
-        tyro.cli(main, description=__doc__)
+        main(tyro.cli(Replay, description=__doc__))
     except (ValueError, OSError, WorkerFailed) as error:
         sys.exit(f"{Path(__file__).stem}: {error}")

@@ -78,7 +78,7 @@ def test_two_are_kept_and_say_what_they_hold(stopped: Path) -> None:
     assert {name.split("_")[2] for name in store.marker(30)["files"] if name.startswith("__")} == {"0", "1"}
 
 
-@pytest.mark.parametrize("name", ["__0_0.distcp", "__1_0.distcp", ".metadata", "committed.json"])
+@pytest.mark.parametrize("name", ["__1_0.distcp", "committed.json"])
 def test_flipped_byte_is_found_and_the_one_before_used(
     dataset: Path, stopped: Path, whole: Path, tmp_path: Path, name: str
 ) -> None:

@@ -206,7 +206,7 @@ def killed_in_validation(config: TrainConfig) -> None:
     train(config)
 
 
-@pytest.mark.parametrize("flags", [{"epochs": 2, "patience": 1}, {"max_steps": 20}, {"max_steps": 20, "every_steps": 10}])
+@pytest.mark.parametrize("flags", [{"epochs": 2, "patience": 1}, {"max_steps": 20, "every_steps": 10}])
 def test_epoch_is_validated_once_also_when_the_run_ended_there(dataset: Path, tmp_path: Path, flags: dict[str, int]) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_workers(train, 1, config(dataset, whole, **flags))
