@@ -81,8 +81,8 @@ def test_nothing_is_left(dataset: Path, tmp_path: Path, temporary: Path, argumen
     assert segments() > before
     assert len(marked(mark)) > 2
     interrupt(job, tmp_path, number)
-    # Of 500 epochs none was at its end: only SIGTERM can have had one written.
-    assert len(CheckpointStore(str(tmp_path / "run" / "checkpoints")).committed()) == (number == signal.SIGTERM)
+    if number == signal.SIGTERM:  # of 500 epochs none was at its end; Spark sends it to workers on Ctrl-C, which may be late
+        assert len(CheckpointStore(str(tmp_path / "run" / "checkpoints")).committed()) == 1
     assert gone(lambda: marked(mark)) == []
     assert segments() == before
     assert list(temporary.glob("*_filelock")) == []

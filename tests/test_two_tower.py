@@ -97,7 +97,18 @@ def test_pipelined_epochs_train_as_plain_ones(world: World, settings: dict[str, 
         step = (pipelined_step if pipelined else make_step)(model, optimizer, world)
         meter = Meter()
         batches = [made.to_batch(columns(seed % 3)) for seed in range(12)]
-        train_epoch(step, batches, optimizer, meter, world, LoopConfig(log_every=1), OptimizerConfig(), report, lambda: None)
+        train_epoch(
+            step,
+            batches,
+            optimizer,
+            meter,
+            world,
+            LoopConfig(log_every=1),
+            OptimizerConfig(),
+            report,
+            lambda: False,
+            lambda: None,
+        )
         return [point["loss"] for point in meter.points], model.state_dict()
 
     (plain_losses, plain), (losses, weights) = trained(False), trained(True)

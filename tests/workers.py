@@ -11,14 +11,17 @@ import torch.multiprocessing as multiprocessing
 
 from tests.processes import free_ports
 
+MLFLOW = "mlflow.store.tracking.sqlalchemy_store"
+IMPORTED_ONCE = ["recsys_ray.training.train", "recsys_ray.training.report", "sklearn.metrics", MLFLOW]
+
 
 def run_workers(work: Callable[..., None], workers: int, *args: Any) -> None:
     """Calls work(*args) in `workers` processes that find RANK, WORLD_SIZE, ... set; any failure is raised here.
 
-    They are forked from a server that has imported the trainer once, which spares each of them seconds.
+    They are forked from a server that has imported once what they will import, which spares each of them seconds.
     """
     (port,) = free_ports(1)
-    get_context("forkserver").set_forkserver_preload(["recsys_ray.training.train"])
+    get_context("forkserver").set_forkserver_preload(IMPORTED_ONCE)
     multiprocessing.start_processes(_worker, (work, workers, port, args), nprocs=workers, start_method="forkserver")
 
 

@@ -15,6 +15,7 @@ import yaml
 from ray.exceptions import OutOfMemoryError
 from ray.train.constants import RAY_CHDIR_TO_TRIAL_DIR
 from ray.train.torch import TorchConfig
+from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
@@ -23,6 +24,9 @@ from recsys_ray.config import LaunchConfig, TrainConfig
 from recsys_ray.launch.ray_capacity import wait_for_capacity, worker_resources
 from recsys_ray.launch.ray_cluster import ray_cluster
 from recsys_ray.launch.worker import Train, attempts, failure, run_worker
+
+ELASTIC_START_SECONDS = "10"
+"""Ray counts a lost node for up to 20 s more, and asks for as many workers as before; after its usual 60 s it would ask again."""
 
 
 class RayLauncher:
@@ -41,8 +45,7 @@ class RayLauncher:
             ),
         )
         try:
-            # Without the variable paths would mean others there.
-            with attempts(config), _ctrl_c_as_usual(), patch.dict(os.environ, {RAY_CHDIR_TO_TRIAL_DIR: "0"}):
+            with attempts(config), _ctrl_c_as_usual(), patch.dict(os.environ, _settings(config.launch)):
                 trainer.fit()
         except TrainingFailedError as error:
             raise failure(config.run_dir, _died(error)) or error from None
@@ -75,6 +78,12 @@ def _ctrl_c_as_usual() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
+
+
+def _settings(launch: LaunchConfig) -> dict[str, str]:
+    """Of Ray Train, which has them in the environment only. Without the first, paths would mean others on a worker."""
+    elastic = {WORKER_GROUP_START_TIMEOUT_S_ENV_VAR: ELASTIC_START_SECONDS} if launch.min_workers is not None else {}
+    return {RAY_CHDIR_TO_TRIAL_DIR: "0"} | elastic
 
 
 def _runtime_env(file: str, gpus: bool) -> dict[str, Any]:
