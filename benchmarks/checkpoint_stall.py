@@ -9,7 +9,6 @@ training steps took longer with a checkpoint among them than without: the writin
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import statistics
 import tempfile
@@ -67,6 +66,7 @@ def main(stall: Stall) -> None:
         return steps
 
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    _forget_peak()
     before = _peak_gib()
     with tempfile.TemporaryDirectory(dir=stall.folder or None) as scratch:
         found = measure(stall, Path(scratch), state, train, before)
@@ -77,15 +77,19 @@ def main(stall: Stall) -> None:
 def measure(stall: Stall, folder: Path, state: dict[str, Any], train: Callable[[float], int], before: float) -> dict[str, Any]:
     saver = Saver(CheckpointStore(str(folder / "ours")), keep_last=1)
     pauses: dict[str, list[float]] = {"library": [], "ours": []}
+    peaks: dict[str, float] = {}
     written, lost = [], []
     saver.reserve(state)
     train(3)  # warm up; the buffers are there by then
     for number in range(stall.repeats):
+        _forget_peak()
         began = time.perf_counter()
         dcp.save(state, checkpoint_id=folder / "library" / str(number))
         pauses["library"].append(time.perf_counter() - began)
+        peaks["library"] = _peak_gib()
         shutil.rmtree(folder / "library")
         quiet = train(2) / 2
+        _forget_peak()
         began = time.perf_counter()
         saver.save(number, state, {})
         pauses["ours"].append(time.perf_counter() - began)
@@ -96,8 +100,9 @@ def measure(stall: Stall, folder: Path, state: dict[str, Any], train: Callable[[
         busy = time.perf_counter() - training
         written.append(time.perf_counter() - began)
         lost.append(pauses["ours"][-1] + busy - steps / quiet)
+        peaks["ours"] = _peak_gib()
         if number == 0:
-            first, peak = pauses["ours"].pop(), _peak_gib()
+            first = pauses["ours"].pop()
             lost.clear()
     saver.close()
     library, ours = statistics.median(pauses["library"]), statistics.median(pauses["ours"])
@@ -111,8 +116,9 @@ def measure(stall: Stall, folder: Path, state: dict[str, Any], train: Callable[[
         "our_time_lost": statistics.median(lost),
         "time_lost_ratio": statistics.median(lost) / library,
         "our_write": statistics.median(written),
-        "peak_gib_before": before,
-        "peak_gib_after": peak,
+        "training_gib": before,
+        "library_peak_gib": peaks["library"],
+        "our_peak_gib": peaks["ours"],
     }
 
 
@@ -126,7 +132,11 @@ def show(found: dict[str, Any]) -> None:
     print(f"{'ours: pause, later ones':<34}{found['our_pause']:>10.3f}{found['pause_ratio']:>16.3f}   ({spread})")
     print(f"{'ours: all time lost to training':<34}{found['our_time_lost']:>10.3f}{found['time_lost_ratio']:>16.3f}")
     print(f"{'ours: until it is on disk':<34}{found['our_write']:>10.3f}")
-    print(f"peak memory {found['peak_gib_before']:.2f} GiB before the first checkpoint, {found['peak_gib_after']:.2f} GiB after")
+    gib = {name: found[f"{name}_gib"] for name in ("training", "library_peak", "our_peak")}
+    print(
+        "resident GiB: training alone {training:.2f}; at most, our buffers included: dcp.save {library_peak:.2f}, "
+        "ours {our_peak:.2f}".format(**gib)
+    )
     print(json.dumps(found))
 
 
@@ -144,9 +154,15 @@ def _batch(task: Task, seed: int, batch: int, rows: int) -> Batch:
     return task.to_batch({**ids, **numbers, "weight": torch.ones(batch)})
 
 
+def _forget_peak() -> None:
+    """Linux: the highest resident size is counted anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def _peak_gib() -> float:
-    """Resident, of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+    """Resident, of this process since then."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / (1 << 20)
 
 
 if __name__ == "__main__":

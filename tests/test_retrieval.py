@@ -41,7 +41,7 @@ from recsys_ray.serving.index import open_index
 from recsys_ray.serving.show import recommendations
 from recsys_ray.training.train import train
 from tests.test_training import losses, stop_within_an_epoch
-from tests.workers import run_workers
+from tests.workers import mlflow_uri, run_workers
 
 USERS, ITEMS, CHOICES, LACKING, EPOCHS = 700, 150, 12, 4, 4
 
@@ -79,7 +79,7 @@ def config(dataset: Path, run_dir: Path, epochs: int = 2, **model: object) -> Tr
         optimizer=OptimizerConfig(sparse="adagrad", sparse_learning_rate=0.2),
         train=LoopConfig(epochs=epochs, global_batch=256, log_every=1, patience=0),
         sharding=ShardingConfig(types=("row_wise",)),
-        tracking=TrackingConfig(uri=f"sqlite:///{run_dir.parent / 'mlflow.db'}"),
+        tracking=TrackingConfig(uri=mlflow_uri(run_dir.parent)),
     )
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from recsys_ray.config import DLRMConfig, LoopConfig, OptimizerConfig, ShardingConfig
+from recsys_ray.config import DLRMConfig, OptimizerConfig, ShardingConfig
 from recsys_ray.models.binary_evaluation import predict_split
 from recsys_ray.models.build import build_task
 from recsys_ray.models.task import Task
 from recsys_ray.schema import Categorical, Dense, Label, Schema
 from recsys_ray.training import sharding
-from recsys_ray.training.loop import Meter, make_step, pipelined_step, train_epoch
+from recsys_ray.training.loop import make_step, pipelined_step, train_steps
 from recsys_ray.training.optimizers import build_optimizer, rate_factor, set_learning_rates
 from recsys_ray.training.sharding import initialise_tables, make_plan, on_their_devices, plan_shards, plan_table, shard
 from recsys_ray.training.world import World
@@ -143,44 +143,20 @@ def test_pipelined_epochs_train_and_evaluate_as_plain_ones(world: World) -> None
         initialise_tables(model, 0.0, 1)
         optimizer = build_optimizer(model, OptimizerConfig())
         step = (pipelined_step if pipelined else make_step)(model, optimizer, world)
-        meter, loop, evaluated = Meter(), LoopConfig(log_every=1), []
+        losses: list[float] = []
+        evaluated = []
         for first in (0, 5):
-            batches = [made.to_batch(columns(seed)) for seed in range(first, first + 5)]
-            train_epoch(step, batches, optimizer, meter, world, loop, OptimizerConfig(), report, never, checkpoint)
+            batches = (made.to_batch(columns(seed)) for seed in range(first, first + 5))
+            losses += [float(loss) for loss in train_steps(step, batches, optimizer, first, OptimizerConfig(), 0, 0)]
             found = predict_split(model, [made.to_batch(columns(99))], world.device)
             assert found is not None
             evaluated.append(found[0])
-        losses = [point["loss"] for point in meter.points]
         return losses, evaluated, {name: _value(tensor) for name, tensor in model.state_dict().items()}
 
     (plain_losses, plain_found, plain), (losses, found, weights) = trained(False), trained(True)
     assert len(losses) == 10 and losses == plain_losses
     assert np.array_equal(plain_found, found) and not np.array_equal(found[0], found[1])
     assert all(torch.equal(plain[name], weights[name]) for name in plain)
-
-
-def test_training_stops_at_max_steps(world: World) -> None:
-    made = task("dot")
-    model = shard(made.module, world, ShardingConfig(), OptimizerConfig(), ROWS)
-    initialise_tables(model, 0.0, 1)
-    optimizer, meter = build_optimizer(model, OptimizerConfig()), Meter(step=2)
-    batches = [made.to_batch(columns(seed)) for seed in range(5)]
-    for step in (make_step(model, optimizer, world), pipelined_step(model, optimizer, world)):
-        meter.step = 2
-        train_epoch(step, batches, optimizer, meter, world, LoopConfig(max_steps=4), OptimizerConfig(), report, never, checkpoint)
-        assert meter.step == 4
-
-
-def report(point: dict[str, float]) -> None:
-    """Nobody listens."""
-
-
-def never() -> bool:
-    return False
-
-
-def checkpoint() -> None:
-    raise AssertionError("no checkpoint within an epoch was asked for")
 
 
 def _parts(tables: Any) -> list[Any]:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.config import CheckpointConfig, DataConfig, DLRMConfig, LoopConfig, ShardingConfig, TrackingConfig, TrainConfig
 from recsys_ray.training.train import train
-from tests.workers import run_workers
+from tests.workers import mlflow_uri, run_workers
 
 
 def config(dataset: Path, run_dir: Path, every_steps: int = 0, **loop: int) -> TrainConfig:
@@ -26,7 +26,7 @@ def config(dataset: Path, run_dir: Path, every_steps: int = 0, **loop: int) -> T
         train=LoopConfig(**{"epochs": 1, "global_batch": 1024, "log_every": 1, "patience": 0, **loop}),
         checkpoint=CheckpointConfig(every_steps=every_steps),
         sharding=ShardingConfig(types=("row_wise",)),
-        tracking=TrackingConfig(uri=f"sqlite:///{run_dir.parent / 'mlflow.db'}"),
+        tracking=TrackingConfig(uri=mlflow_uri(run_dir.parent)),
     )
 
 

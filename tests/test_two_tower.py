@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from recsys_ray.config import LoopConfig, OptimizerConfig, ShardingConfig, TwoTowerConfig
+from recsys_ray.config import OptimizerConfig, ShardingConfig, TwoTowerConfig
 from recsys_ray.models.build import build_task
 from recsys_ray.models.catalogue import Catalogue
 from recsys_ray.models.task import Task
 from recsys_ray.models.two_tower_batch import candidate_batch, query_batch
 from recsys_ray.schema import Categorical, Column, Dense, Label, Schema
-from recsys_ray.training.loop import Meter, make_step, pipelined_step, train_epoch
+from recsys_ray.training.loop import make_step, pipelined_step, train_steps
 from recsys_ray.training.optimizers import build_optimizer
 from recsys_ray.training.sharding import initialise_tables, shard
 from recsys_ray.training.world import World
@@ -95,29 +95,13 @@ def test_pipelined_epochs_train_as_plain_ones(world: World, settings: dict[str, 
         model = sharded(made, world)
         optimizer = build_optimizer(model, OptimizerConfig())
         step = (pipelined_step if pipelined else make_step)(model, optimizer, world)
-        meter = Meter()
-        batches = [made.to_batch(columns(seed % 3)) for seed in range(12)]
-        train_epoch(
-            step,
-            batches,
-            optimizer,
-            meter,
-            world,
-            LoopConfig(log_every=1),
-            OptimizerConfig(),
-            report,
-            lambda: False,
-            lambda: None,
-        )
-        return [point["loss"] for point in meter.points], model.state_dict()
+        batches = (made.to_batch(columns(seed % 3)) for seed in range(12))
+        losses = [float(loss) for loss in train_steps(step, batches, optimizer, 0, OptimizerConfig(), 0, 0)]
+        return losses, model.state_dict()
 
     (plain_losses, plain), (losses, weights) = trained(False), trained(True)
     assert losses == plain_losses and np.mean(losses[-3:]) < np.mean(losses[:3])
     assert all(torch.equal(_value(plain[name]), _value(weights[name])) for name in plain)
-
-
-def report(point: dict[str, float]) -> None:
-    """Nobody listens."""
 
 
 def _value(tensor: Any) -> torch.Tensor:

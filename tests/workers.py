@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch.multiprocessing as multiprocessing
@@ -38,3 +41,20 @@ def _worker(rank: int, work: Callable[..., None], workers: int, port: int, args:
 
     torch.set_num_threads(1)
     work(*args)
+
+
+def mlflow_uri(folder: Path) -> str:
+    """A database of its own in a folder, as a run makes it; MLflow takes a second for each that it has to make."""
+    file = folder / "mlflow.db"
+    if not file.exists():
+        file.write_bytes(_new_database())
+    return f"sqlite:///{file}"
+
+
+@cache
+def _new_database() -> bytes:
+    from mlflow.tracking import MlflowClient
+
+    with tempfile.TemporaryDirectory() as folder:
+        MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+        return Path(folder, "mlflow.db").read_bytes()

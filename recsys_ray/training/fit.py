@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch.distributed as dist
@@ -13,10 +14,12 @@ import torch.distributed as dist
 from recsys_ray.config import LoopConfig, TrainConfig
 from recsys_ray.data.stream import BlockStream
 from recsys_ray.launch.stopping import StopRequest
-from recsys_ray.models.task import Columns, Evaluation, Task
+from recsys_ray.models.task import Batch, Columns, Evaluation, Task
 from recsys_ray.training.checkpoints import Checkpoints
-from recsys_ray.training.loop import LossNotFinite, Meter, Step, make_step, train_epoch
+from recsys_ray.training.loop import Step, make_step, train_steps
+from recsys_ray.training.meter import LossNotFinite, Meter, Waiting
 from recsys_ray.training.not_finite import record_not_finite
+from recsys_ray.training.optimizers import rate_factor
 from recsys_ray.training.progress import Progress
 from recsys_ray.training.schedule import Schedule, Wish
 from recsys_ray.training.startup import Startup
@@ -55,12 +58,12 @@ def fit(run: Run) -> bool:
     config, progress = run.config, run.progress
     stop = StopRequest(config.run_dir, config.checkpoint.grace_seconds)
     schedule = Schedule(config.checkpoint, stop)
-    step, meter = make_step(run.model, run.optimizer, run.world), Meter(step=progress.step, points=progress.training)
+    step = make_step(run.model, run.optimizer, run.world)
     run.streams["train"].start_at(progress.epoch, progress.blocks_in_epoch)
     while not _finished(config.train, progress):
         try:
             with stop.deferring():
-                train_rest_of_epoch(run, step, meter, schedule)
+                train_rest_of_epoch(run, step, schedule)
         except StopTraining:
             stop.obey()
             return False
@@ -79,48 +82,59 @@ def _finished(loop: LoopConfig, progress: Progress) -> bool:
     return progress.epoch >= loop.epochs or stopped_early or enough_steps
 
 
-def train_rest_of_epoch(run: Run, step: Step, meter: Meter, schedule: Schedule) -> None:
+def train_rest_of_epoch(run: Run, step: Step, schedule: Schedule) -> None:
     """Leaves `run.progress` at the end of it, or of max_steps. Raises StopTraining, RunNotFinite."""
-    config, progress, stream = run.config, run.progress, run.streams["train"]
-    first_step, first_block = progress.step, progress.blocks_in_epoch
-    wish = Wish.NOTHING
-
-    def blocks_at(step: int) -> int:
-        blocks = config.train.global_batch // stream.block_rows
-        return min(first_block + (step - first_step) * blocks, stream.blocks)
-
-    def report(point: dict[str, float]) -> None:
-        run.tracker.metrics(meter.step, {f"train/{name}": value for name, value in point.items() if name != "step"})
-        if run.world.rank == 0:
-            log.info("%s", _line(progress.epoch, config.train.epochs, stream.steps, point))
-
-    def wants_checkpoint() -> bool:
-        nonlocal wish
-        run.startup.first_step()
-        wish = schedule.due(meter.step)
-        return wish is not Wish.NOTHING
-
-    def checkpoint() -> None:
-        progress.step, progress.blocks_in_epoch = meter.step, blocks_at(meter.step)
-        if progress.blocks_in_epoch < stream.blocks or wish is Wish.STOP:  # else the one at the end of the epoch is due
-            run.checkpoints.save(progress)
-            schedule.saved()
-        if wish is Wish.STOP:
-            run.checkpoints.wait()
-            raise StopTraining
-
-    if first_block >= stream.blocks:  # the run ended before this epoch was validated
+    loop, progress, stream = run.config.train, run.progress, run.streams["train"]
+    blocks, blocks_a_step = progress.blocks_in_epoch, loop.global_batch // stream.block_rows
+    if blocks >= stream.blocks:  # the run ended before this epoch was validated
         stream.start_at(progress.epoch + 1, 0)
         return
-    batches = (run.task.to_batch(columns) for columns in stream)
-    loop, rates = config.train, config.optimizer
+    batches = Waiting(batches_left(run))
+    meter = Meter(batches, loop.global_batch, run.world.device)
     try:
-        seconds = train_epoch(step, batches, run.optimizer, meter, run.world, loop, rates, report, wants_checkpoint, checkpoint)
+        for loss in train_steps(step, batches, run.optimizer, progress.step, run.config.optimizer, loop.seed, run.world.rank):
+            meter.losses.append(loss)
+            progress.step, blocks = progress.step + 1, blocks + blocks_a_step
+            progress.blocks_in_epoch = min(blocks, stream.blocks)
+            run.startup.first_step()
+            wish = schedule.due(progress.step)
+            if wish or progress.step % loop.log_every == 0:
+                report(run, meter)
+            with meter.paused():
+                obey(run, schedule, wish)
+        if meter.losses:
+            report(run, meter)
     except LossNotFinite as error:
-        raise not_finite(run, error.step, blocks_at(error.step - 1)) from error
+        since = error.steps_ago
+        raise not_finite(run, progress.step - since, blocks - (since + 1) * blocks_a_step) from error
     schedule.finish()
-    progress.add_seconds(seconds)
-    progress.step, progress.blocks_in_epoch = meter.step, blocks_at(meter.step)
+    progress.add_seconds(meter.seconds)
+
+
+def batches_left(run: Run) -> Iterator[Batch]:
+    """Of the epoch, or until max_steps."""
+    batches = (run.task.to_batch(columns) for columns in run.streams["train"])
+    return islice(batches, run.config.train.max_steps - run.progress.step if run.config.train.max_steps else None)
+
+
+def obey(run: Run, schedule: Schedule, wish: Wish) -> None:
+    """A checkpoint at the end of an epoch is due anyway. Raises StopTraining."""
+    if wish is Wish.STOP or (wish is Wish.SAVE and run.progress.blocks_in_epoch < run.streams["train"].blocks):
+        run.checkpoints.save(run.progress)
+        schedule.saved()
+    if wish is Wish.STOP:
+        run.checkpoints.wait()
+        raise StopTraining
+
+
+def report(run: Run, meter: Meter) -> None:
+    progress, rates = run.progress, run.config.optimizer
+    point = meter.point(progress.step)
+    point["learning_rate"] = rates.dense_learning_rate * rate_factor(progress.step - 1, rates)
+    progress.training.append(point)
+    run.tracker.metrics(progress.step, {f"train/{name}": value for name, value in point.items() if name != "step"})
+    if run.world.rank == 0:
+        log.info("%s", _line(progress.epoch, run.config.train.epochs, run.streams["train"].steps, point))
 
 
 def not_finite(run: Run, step: int, first_block: int) -> Exception:

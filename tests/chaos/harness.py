@@ -37,13 +37,14 @@ class Kill:
     seed: int
     engine: str
     victim: str
-    """worker or driver."""
+    """worker, driver, or under Ray node: its raylet and all workers."""
     phase: str
 
     @staticmethod
     def drawn(seed: int, engine: str) -> Kill:
         draw = random.Random(seed)
-        return Kill(seed, engine, draw.choice(["worker", "worker", "driver"]), draw.choice(PHASES))
+        victims = ["worker", "worker", "driver"] + (["node"] if engine == "ray" else [])
+        return Kill(seed, engine, draw.choice(victims), draw.choice(PHASES))
 
 
 @dataclass
@@ -90,6 +91,9 @@ class Job:
         last = max(records, key=lambda entry: entry[1]["began"], default=(None, None))[0]
         return {record["rank"]: record["pid"] for folder, record in records if folder == last}
 
+    def raylets(self) -> list[int]:
+        return [int(line.split()[0]) for line in marked(self.mark) if "/raylet " in line]
+
     def left(self) -> list[str]:
         """Processes, shared memory and temporary files that the job left; wants the machine for itself."""
         found = gone(lambda: marked(self.mark), 90)  # those of Ray that outlive a killed job end by themselves
@@ -121,14 +125,18 @@ def run(kill: Kill, dataset: Path, folder: Path, whole_seconds: float) -> Outcom
     outcome.starts = 1
     if _await(kill.phase, job, process, draw, whole_seconds):
         before = job.workers()
-        victim = process.pid
-        if kill.victim == "worker" and before:
-            victim = before[draw.choice(sorted(before))]
+        victims = [process.pid]
+        match kill.victim:
+            case "worker" if before:
+                victims = [before[draw.choice(sorted(before))]]
+            case "node" if raylets := job.raylets():
+                victims = [*raylets, *before.values()]
         lines = len(PART.findall(job.text()))
         killed = time.time()
-        _sigkill(victim)
-        if victim == process.pid:
-            process.wait()
+        for pid in victims:
+            _sigkill(pid)
+        if kill.victim == "node" or victims == [process.pid]:
+            process.wait(120)
             process, outcome.starts = job.start(), outcome.starts + 1
         outcome.seconds = _recovery(job, process, killed, set(before.values()), lines)
     if process.wait(300):
@@ -177,7 +185,7 @@ def _recovery(job: Job, process: subprocess.Popen[bytes], killed: float, before:
             began = now
         time.sleep(0.01)
     found = PART.findall(job.text())
-    if len(found) <= lines:
+    if len(found) <= lines or not began:
         return {}  # nothing was left to train
     parts = {name: float(seconds) for name, seconds in re.findall(r"([a-z]+[a-z ]*) ([\d.]+)", found[-1])}
     detected = min(detected or began, began)
