@@ -40,8 +40,8 @@ def main(chaos: Chaos) -> None:
         raw = synthetic.generate(folder / "raw", chaos.rows, dense=3, categorical=4, num_embeddings=500, multi=True)
         prepare(PrepareConfig(parquet=str(raw / "interactions"), out=str(folder / "dataset"), block_rows=128))
         outcomes = [outcome for engine in chaos.engines for outcome in _kill_all(chaos, engine, folder)]
-    good = sum(outcome.weights == b"same" and not outcome.left for outcome in outcomes)
-    print(f"\n{good} of {len(outcomes)} ended in the same weights, bit by bit, and left nothing")
+    good = sum(outcome.killed and outcome.weights == b"same" and not outcome.left for outcome in outcomes)
+    print(f"\n{good} of {len(outcomes)} were killed, ended in the same weights, bit by bit, and left nothing")
     table = {engine: _medians([found for found in outcomes if found.kill.engine == engine]) for engine in chaos.engines}
     print(f"\nseconds from the kill to the first new step, median\n{'':<8}" + "".join(f"{part:>22}" for part in PARTS))
     for engine, medians in table.items():
@@ -59,9 +59,10 @@ def _kill_all(chaos: Chaos, engine: str, folder: Path) -> list[Outcome]:
         found = run(kill, folder / "dataset", folder / f"{engine}-{seed}", seconds)
         same = found.weights == expected
         found.weights = b"same" if same else b"other"
+        how = f"{found.seconds['all']:5.1f} s to a new step" if found.seconds else "no step was left"
         print(
             f"seed {seed:>4}  {engine:<6} {kill.victim:<7} in {kill.phase:<11} {'same weights' if same else 'OTHER WEIGHTS'}  "
-            f"{found.seconds.get('all', float('nan')):5.1f} s to a new step  left: {found.left or 'nothing'}",
+            f"{how if found.killed else 'done before it could be killed':<20}  left: {found.left or 'nothing'}",
             flush=True,
         )
         outcomes.append(found)

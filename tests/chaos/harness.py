@@ -49,9 +49,10 @@ class Kill:
 
 @dataclass
 class Outcome:
-    """`seconds`: from the kill to the first new step, by part."""
+    """`killed`: whether the job was there to be killed; `seconds`: from then to the first new step, by part."""
 
     kill: Kill
+    killed: bool = False
     weights: bytes = b""
     starts: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -123,7 +124,8 @@ def run(kill: Kill, dataset: Path, folder: Path, whole_seconds: float) -> Outcom
     draw = random.Random(f"{kill.seed} moment")
     process = job.start()
     outcome.starts = 1
-    if _await(kill.phase, job, process, draw, whole_seconds):
+    outcome.killed = _await(kill.phase, job, process, draw, whole_seconds)
+    if outcome.killed:
         before = job.workers()
         victims = [process.pid]
         match kill.victim:
