@@ -29,7 +29,8 @@ lint: $(VENV)/.ready
 bench: $(VENV)/.ready  ## every benchmark in turn; each prints a table and one JSON line
 	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
-chaos: $(VENV)/.ready  ## ten runs under local and ten under Ray, each with a SIGKILL at a random moment: about a quarter of an hour
+chaos: $(VENV)/.ready  ## the long tests, then ten runs under local and ten under Ray, each with a SIGKILL at a random moment: 20 minutes
+	$(BIN)/python -m pytest -m long
 	$(BIN)/python -m tests.chaos
 
 # The locks are installed with --no-deps: torchrec depends on fbgemm-gpu, which cannot load on a machine without CUDA.

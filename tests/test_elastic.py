@@ -23,7 +23,7 @@ from tests.audit import assert_every_row_once_an_epoch, numbered_rows, rows_by_s
 from tests.workers import run_workers
 
 ROOT = Path(__file__).parent.parent
-EPOCHS, BATCH = 12, 1024
+EPOCHS, BATCH = 9, 1024
 # Small, so that what one worker rounds otherwise than two does not grow in hundreds of steps.
 RATES = ["--optimizer.sparse-learning-rate=0.002", "--optimizer.dense-learning-rate=1e-4"]
 SETTINGS = {"num_cpus": 0, "include_dashboard": False, "dashboard_agent_listen_port": None}

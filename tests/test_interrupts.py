@@ -27,7 +27,7 @@ from tests.processes import MARK, gone, marked, needs_java
 from tests.ray_head import Head, listed, ray_head, submit
 
 ROOT = Path(__file__).parent.parent
-SPARK = ["--launch.engine=spark", "--launch.spark.master"]
+SPARK_CLUSTER = ["--launch.engine=spark", "--launch.spark.master", "local-cluster[2,1,1024]"]
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ def interrupt(job: subprocess.Popen[bytes], tmp_path: Path, number: signal.Signa
     ("arguments", "number"),
     [
         pytest.param(["--launch.engine=local"], signal.SIGTERM, id="local-sigterm"),
-        pytest.param(["--launch.engine=ray"], signal.SIGTERM, id="ray-sigterm"),
-        pytest.param([*SPARK, "local-cluster[2,1,1024]"], signal.SIGINT, id="spark-cluster-ctrl-c", marks=needs_java),
+        pytest.param(["--launch.engine=ray"], signal.SIGTERM, id="ray-sigterm", marks=pytest.mark.long),
+        pytest.param(SPARK_CLUSTER, signal.SIGINT, id="spark-cluster-ctrl-c", marks=[needs_java, pytest.mark.long]),
     ],
 )
 def test_nothing_is_left(dataset: Path, tmp_path: Path, temporary: Path, arguments: list[str], number: signal.Signals) -> None:
