@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from recsys_ray.config import DLRMConfig, OptimizerConfig, ShardingConfig
+from recsys_ray.config import DLRMConfig, LoopConfig, OptimizerConfig, ShardingConfig
 from recsys_ray.models.binary_evaluation import predict_split
 from recsys_ray.models.build import build_task
 from recsys_ray.models.task import Task
@@ -147,7 +147,7 @@ def test_pipelined_epochs_train_and_evaluate_as_plain_ones(world: World) -> None
         evaluated = []
         for first in (0, 5):
             batches = (made.to_batch(columns(seed)) for seed in range(first, first + 5))
-            losses += [float(loss) for loss in train_steps(step, batches, optimizer, first, OptimizerConfig(), 0, 0)]
+            losses += [float(loss) for loss in train_steps(step, batches, optimizer, first, LoopConfig(), OptimizerConfig(), 0)]
             found = predict_split(model, [made.to_batch(columns(99))], world.device)
             assert found is not None
             evaluated.append(found[0])
@@ -157,6 +157,17 @@ def test_pipelined_epochs_train_and_evaluate_as_plain_ones(world: World) -> None
     assert len(losses) == 10 and losses == plain_losses
     assert np.array_equal(plain_found, found) and not np.array_equal(found[0], found[1])
     assert all(torch.equal(plain[name], weights[name]) for name in plain)
+
+
+def test_training_stops_at_max_steps(world: World) -> None:
+    made = task("dot")
+    model = shard(made.module, world, ShardingConfig(), OptimizerConfig(), ROWS)
+    initialise_tables(model, 0.0, 1)
+    optimizer = build_optimizer(model, OptimizerConfig())
+    for step in (make_step(model, optimizer, world), pipelined_step(model, optimizer, world)):
+        batches = (made.to_batch(columns(seed)) for seed in range(5))
+        losses = list(train_steps(step, batches, optimizer, 2, LoopConfig(max_steps=4), OptimizerConfig(), 0))
+        assert len(losses) == 2
 
 
 def _parts(tables: Any) -> list[Any]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from recsys_ray.config import OptimizerConfig, ShardingConfig, TwoTowerConfig
+from recsys_ray.config import LoopConfig, OptimizerConfig, ShardingConfig, TwoTowerConfig
 from recsys_ray.models.build import build_task
 from recsys_ray.models.catalogue import Catalogue
 from recsys_ray.models.task import Task
@@ -96,7 +96,7 @@ def test_pipelined_epochs_train_as_plain_ones(world: World, settings: dict[str, 
         optimizer = build_optimizer(model, OptimizerConfig())
         step = (pipelined_step if pipelined else make_step)(model, optimizer, world)
         batches = (made.to_batch(columns(seed % 3)) for seed in range(12))
-        losses = [float(loss) for loss in train_steps(step, batches, optimizer, 0, OptimizerConfig(), 0, 0)]
+        losses = [float(loss) for loss in train_steps(step, batches, optimizer, 0, LoopConfig(), OptimizerConfig(), 0)]
         return losses, model.state_dict()
 
     (plain_losses, plain), (losses, weights) = trained(False), trained(True)

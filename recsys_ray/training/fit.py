@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch.distributed as dist
@@ -14,7 +13,7 @@ import torch.distributed as dist
 from recsys_ray.config import LoopConfig, TrainConfig
 from recsys_ray.data.stream import BlockStream
 from recsys_ray.launch.stopping import StopRequest
-from recsys_ray.models.task import Batch, Columns, Evaluation, Task
+from recsys_ray.models.task import Columns, Evaluation, Task
 from recsys_ray.training.checkpoints import Checkpoints
 from recsys_ray.training.loop import Step, make_step, train_steps
 from recsys_ray.training.meter import LossNotFinite, Meter, Waiting
@@ -89,10 +88,10 @@ def train_rest_of_epoch(run: Run, step: Step, schedule: Schedule) -> None:
     if blocks >= stream.blocks:  # the run ended before this epoch was validated
         stream.start_at(progress.epoch + 1, 0)
         return
-    batches = Waiting(batches_left(run))
+    batches = Waiting(run.task.to_batch(columns) for columns in stream)
     meter = Meter(batches, loop.global_batch, run.world.device)
     try:
-        for loss in train_steps(step, batches, run.optimizer, progress.step, run.config.optimizer, loop.seed, run.world.rank):
+        for loss in train_steps(step, batches, run.optimizer, progress.step, loop, run.config.optimizer, run.world.rank):
             meter.losses.append(loss)
             progress.step, blocks = progress.step + 1, blocks + blocks_a_step
             progress.blocks_in_epoch = min(blocks, stream.blocks)
@@ -100,8 +99,9 @@ def train_rest_of_epoch(run: Run, step: Step, schedule: Schedule) -> None:
             wish = schedule.due(progress.step)
             if wish or progress.step % loop.log_every == 0:
                 report(run, meter)
-            with meter.paused():
-                obey(run, schedule, wish)
+            if wish:
+                with meter.paused():
+                    obey(run, schedule, wish)
         if meter.losses:
             report(run, meter)
     except LossNotFinite as error:
@@ -111,15 +111,9 @@ def train_rest_of_epoch(run: Run, step: Step, schedule: Schedule) -> None:
     progress.add_seconds(meter.seconds)
 
 
-def batches_left(run: Run) -> Iterator[Batch]:
-    """Of the epoch, or until max_steps."""
-    batches = (run.task.to_batch(columns) for columns in run.streams["train"])
-    return islice(batches, run.config.train.max_steps - run.progress.step if run.config.train.max_steps else None)
-
-
 def obey(run: Run, schedule: Schedule, wish: Wish) -> None:
-    """A checkpoint at the end of an epoch is due anyway. Raises StopTraining."""
-    if wish is Wish.STOP or (wish is Wish.SAVE and run.progress.blocks_in_epoch < run.streams["train"].blocks):
+    """Of SAVE and STOP; a checkpoint at the end of an epoch is due anyway. Raises StopTraining."""
+    if wish is Wish.STOP or run.progress.blocks_in_epoch < run.streams["train"].blocks:
         run.checkpoints.save(run.progress)
         schedule.saved()
     if wish is Wish.STOP:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.optim.keyed import CombinedOptimizer
 
-from recsys_ray.config import OptimizerConfig
+from recsys_ray.config import LoopConfig, OptimizerConfig
 from recsys_ray.models.task import Batch
 from recsys_ray.training.optimizers import set_learning_rates
 from recsys_ray.training.world import World
@@ -50,14 +51,20 @@ def pipelined_step(model: Any, optimizer: CombinedOptimizer, world: World) -> St
 
 
 def train_steps(
-    step: Step, batches: Iterator[Batch], optimizer: CombinedOptimizer, first: int, rates: OptimizerConfig, seed: int, rank: int
+    step: Step,
+    batches: Iterator[Batch],
+    optimizer: CombinedOptimizer,
+    done: int,
+    loop: LoopConfig,
+    rates: OptimizerConfig,
+    rank: int,
 ) -> Iterator[torch.Tensor]:
-    """Trains on each batch, and yields its loss, still on the device. `first`: the steps that the run has behind it."""
-    number = first
+    """Trains on each batch, until max_steps at most, and yields its loss, still on the device. `done`: steps before these."""
+    number, batches = done, islice(batches, loop.max_steps - done if loop.max_steps else None)
     while True:
         set_learning_rates(optimizer, number, rates)
         # Dropout by the step alone: a run that goes on draws what it would have drawn.
-        torch.manual_seed(zlib.crc32(f"{seed} {number} {rank}".encode()))
+        torch.manual_seed(zlib.crc32(f"{loop.seed} {number} {rank}".encode()))
         try:
             loss = step(batches)[0]
         except StopIteration:
