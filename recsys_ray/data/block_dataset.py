@@ -5,7 +5,10 @@ DataLoader workers import this module when they unpickle the dataset, and so kno
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -13,8 +16,10 @@ from numpy.typing import NDArray
 
 from recsys_ray.data.global_batches import NONE, Ids, among_loaders, batch_slots, counted, shares
 from recsys_ray.data.mosaic import (
+    TICK,
     ShardState,
     StreamingDataset,
+    StreamState,
     World,
     batching_methods,
     generate_work_random_batching,
@@ -24,6 +29,8 @@ from recsys_ray.data.shards import CheckedStream
 
 BATCHING = "global_batches"
 PARTITION = "orig"
+FETCHED_AT_ONCE = 2
+"""Shards; each takes its size in memory, packed and unpacked, while it is."""
 ALONE = World(num_nodes=1, ranks_per_node=1, workers_per_rank=1, worker=0)
 
 
@@ -72,6 +79,35 @@ class BlockDataset(StreamingDataset):
                 raise
         else:
             self._given_up.discard(shard_id)
+
+    def _prepare_thread(self, it: StreamState) -> None:
+        """As Mosaic Streaming's, but by shard, not by block (no shard is ever evicted), and two at a time: the first batches
+        hold blocks of many shards."""
+        shards, ahead = self._shards_of(it.sample_ids), (self.predownload or 0) + 1
+        with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
+            while it.prepare_index < it.total and not it.should_exit() and not self._event.is_set():
+                stop = min(it.yield_index + ahead, it.total)
+                wanted = dict.fromkeys(shards[it.prepare_index : stop][self._missing(shards[it.prepare_index : stop])].tolist())
+                list(pool.map(partial(self.prepare_shard, blocking=False), wanted))
+                it.prepare_index = max(it.prepare_index, stop)
+                sleep(TICK)
+        it.on_exit()
+
+    def _ready_thread(self, it: StreamState) -> None:
+        """As Mosaic Streaming's, in one look at all blocks that are left."""
+        shards = self._shards_of(it.sample_ids)
+        while it.ready_index < it.total and not it.should_exit() and not self._event.is_set():
+            missing = np.flatnonzero(self._missing(shards[it.ready_index :]))
+            it.ready_index = it.ready_index + int(missing[0]) if len(missing) else it.total
+            sleep(TICK)
+        it.on_exit()
+
+    def _shards_of(self, blocks: Ids) -> Ids:
+        """NONE where there is no block."""
+        return np.where(blocks == NONE, NONE, np.searchsorted(self.sample_offset_per_shard, blocks, side="right") - 1)
+
+    def _missing(self, shards: Ids) -> NDArray[np.bool_]:
+        return (shards != NONE) & (self._shard_states.numpy()[shards] != ShardState.LOCAL)
 
 
 def deal(dataset: StreamingDataset, world: World, epoch: int, sample_in_epoch: int) -> Ids:

@@ -6,6 +6,8 @@ A column is one array of its rows. A multi-valued column is two: `name`, the val
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pyarrow as pa
 
@@ -21,7 +23,7 @@ def mds_columns(schema: Schema) -> dict[str, str]:
     for column in schema.columns:
         match column:
             case Categorical():
-                encodings[column.name] = "ndarray:int32"
+                encodings[column.name] = f"ndarray:{id_type(column)}"
                 if column.multi:
                     encodings[column.name + LENGTHS] = "ndarray:int32"
             case Timestamp():
@@ -29,6 +31,26 @@ def mds_columns(schema: Schema) -> dict[str, str]:
             case _:
                 encodings[column.name] = "ndarray:float32"
     return encodings
+
+
+def id_type(column: Categorical) -> str:
+    """The narrowest that holds the rows of its table: half the bytes, or a quarter, to shuffle, compress and read."""
+    return next(name for name in ("uint8", "uint16", "int32") if column.num_embeddings - 1 <= np.iinfo(name).max)
+
+
+def narrowed(rows: pa.Table, schema: Schema) -> pa.Table:
+    """Transformed rows, their ids in the type that is stored."""
+    for column in schema.categorical:
+        stored: pa.DataType = pa.from_numpy_dtype(id_type(column))
+        place = rows.schema.get_field_index(column.name)
+        ids = rows[column.name].cast(pa.list_(stored) if column.multi else stored, safe=False)
+        rows = rows.set_column(place, column.name, ids)
+    return rows
+
+
+def widened(block: Block) -> Block:
+    """Ids as int32, whatever the type they are stored in."""
+    return {name: values.astype(np.int32) if values.dtype.kind == "u" else values for name, values in block.items()}
 
 
 def to_block(rows: pa.Table) -> Block:
@@ -42,3 +64,17 @@ def to_block(rows: pa.Table) -> Block:
         else:
             block[name] = values.to_numpy()
     return block
+
+
+def cut(block: Block, block_rows: int) -> Iterator[Block]:
+    """A large block as small ones of `block_rows` rows, the last perhaps shorter. They are views."""
+    multi = {
+        name.removesuffix(LENGTHS): np.concatenate([[0], np.cumsum(block[name])]) for name in block if name.endswith(LENGTHS)
+    }
+    rows = next(len(values) for name, values in block.items() if name not in multi)
+    for start in range(0, rows, block_rows):
+        stop = min(start + block_rows, rows)
+        yield {
+            name: values[multi[name][start] : multi[name][stop]] if name in multi else values[start:stop]
+            for name, values in block.items()
+        }

@@ -23,8 +23,12 @@ sys.modules |= _stand_ins
 from streaming import MDSWriter, Stream, StreamingDataset  # noqa: E402
 from streaming.base.batching import batching_methods  # noqa: E402
 from streaming.base.batching.random import generate_work_random_batching  # noqa: E402
+from streaming.base.constant import TICK  # noqa: E402
+from streaming.base.dataset import _Iterator as StreamState  # noqa: E402
 from streaming.base.dataset import _ShardState as ShardState  # noqa: E402
 from streaming.base.format import Reader  # noqa: E402
+from streaming.base.format.mds.encodings import NDArray  # noqa: E402
+from streaming.base.format.mds.reader import MDSReader  # noqa: E402
 from streaming.base.partition import get_partitions  # noqa: E402
 from streaming.base.shared import prefix as _prefix  # noqa: E402
 from streaming.base.util import merge_index  # noqa: E402
@@ -34,10 +38,14 @@ for _name in _stand_ins:
     del sys.modules[_name]
 
 __all__ = [
+    "TICK",
+    "MDSReader",
     "MDSWriter",
+    "NDArray",
     "Reader",
     "ShardState",
     "Stream",
+    "StreamState",
     "StreamingDataset",
     "World",
     "batching_methods",

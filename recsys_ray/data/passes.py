@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from recsys_ray.data.blocks import narrowed
 from recsys_ray.data.catalogue import item_columns, items_of, merged_items
 from recsys_ray.data.engine import Engine
 from recsys_ray.data.fit import NO_COUNTS, Earlier, Fitted, Measured, completed, measure, wants_fitting
@@ -57,7 +58,7 @@ class Passes:
 
         def encode(batch: pa.Table) -> pa.Table:
             batch = batch.filter(pa.array(rules.faults(batch) == None))  # noqa: E711
-            encoded = transform(batch, schema, known())
+            encoded = narrowed(transform(batch, schema, known()), schema)
             encoded = encoded.append_column(SPLIT_COLUMN, pa.array(rules.splits(batch), pa.uint8()))
             return encoded.append_column(ROW_HASH, batch[ROW_HASH])
 

@@ -26,6 +26,7 @@ from recsys_ray.data.parquet_files import ParquetFiles
 from recsys_ray.data.sources import Rows, Table
 from recsys_ray.data.stages import EngineFailed
 
+MAX_ROWS_PER_TASK = 1 << 18
 T = TypeVar("T")
 
 
@@ -76,8 +77,15 @@ def _mapped(rows: Rows, function: Callable[[pa.Table], pa.Table]) -> ray.data.Da
         include_row_hash=True,
         partitioning=None,
         file_extensions=None,
+        override_num_blocks=_tasks(rows.table),
     )
     return read.map_batches(lambda batch: function(rows.join(batch)), batch_format="pyarrow", batch_size=None)
+
+
+def _tasks(files: ParquetFiles) -> int:
+    """Read and write tasks. Ray Data would make 200 at least, of which each costs it 30 ms, and shuffle every piece of each."""
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    return max(1, files.rows // MAX_ROWS_PER_TASK, min(2 * cores, files.rows // MIN_ROWS_PER_PART))
 
 
 class MDSDatasink(Datasink[PartWritten]):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from recsys_ray.data.mosaic import Reader, Stream
+from recsys_ray.data.block_reader import BlockReader
+from recsys_ray.data.mosaic import Reader, Stream, World
 
 CHECKSUM = "xxh64"
 ATTEMPTS = 5
@@ -31,6 +32,9 @@ class CheckedStream(Stream):
     def __init__(self, folder: str, cache: Path) -> None:
         super().__init__(remote=folder, local=str(cache), validate_hash=CHECKSUM, download_retry=ATTEMPTS)
         self._folder = folder
+
+    def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
+        return [BlockReader.of(shard) for shard in super().get_shards(world, allow_unsafe_types)]
 
     def prepare_shard(self, shard: Reader) -> int:
         """Copies and unpacks it, where that is not done yet. Raises ShardError."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from recsys_ray.data.blocks import widened
 from recsys_ray.data.dataset_directory import DatasetDirectory
 from recsys_ray.data.mosaic import StreamingDataset
 
@@ -20,7 +21,7 @@ def read_split(dataset: DatasetDirectory, split: str) -> Iterator[dict[str, torc
     with tempfile.TemporaryDirectory() as cache:
         blocks = StreamingDataset(remote=str(folder), local=cache, batch_size=1)
         for number in range(len(blocks)):
-            yield {name: torch.from_numpy(np.array(values)) for name, values in blocks[number].items()}
+            yield {name: torch.from_numpy(np.array(values)) for name, values in widened(blocks[number]).items()}
 
 
 def column_ranges(dataset: DatasetDirectory, places: list[str]) -> list[str]:

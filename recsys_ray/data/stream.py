@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from recsys_ray.config import DataConfig
 from recsys_ray.data.block_dataset import BlockDataset
-from recsys_ray.data.blocks import LENGTHS, Block
+from recsys_ray.data.block_reader import Concatenation, Sample
 from recsys_ray.data.shard_cache import note_segments
 
 ROW_WEIGHT = "__row_weight__"
@@ -102,7 +102,7 @@ class BlockStream:
             num_workers=workers,
             # Of its own: else it would draw from that of the model's dropout, once an epoch and once more after a resume.
             generator=torch.Generator(),
-            collate_fn=partial(_concatenate, layout.block_rows),
+            collate_fn=partial(_collate, Concatenation.of(self._dataset.shards[0], layout.block_rows)),
             persistent_workers=workers > 0,
             multiprocessing_context="forkserver" if workers else None,
         )
@@ -161,18 +161,8 @@ def _start_forkserver() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def _concatenate(block_rows: int, blocks: list[Block]) -> Columns:
-    padded = [_pad(block, block_rows) for block in blocks]
-    return {name: torch.from_numpy(np.concatenate([block[name] for block in padded])) for name in padded[0]}
-
-
-def _pad(block: Block, block_rows: int) -> Block:
-    """The block at full length, with its ROW_WEIGHT. A multi-valued column gets lengths of 0, hence no values."""
-    multi = {name.removesuffix(LENGTHS) for name in block if name.endswith(LENGTHS)}
-    rows = next(len(values) for name, values in block.items() if name not in multi)
-    present = np.zeros(block_rows, np.float32)
-    present[:rows] = 1
-    if rows == block_rows:
-        return {**block, ROW_WEIGHT: present}
-    short = {name: values if name in multi else np.pad(values, (0, block_rows - rows)) for name, values in block.items()}
-    return {**short, ROW_WEIGHT: present}
+def _collate(concatenation: Concatenation, blocks: list[Sample]) -> Columns:
+    """With their ROW_WEIGHT."""
+    columns, rows = concatenation(blocks)
+    columns[ROW_WEIGHT] = (np.arange(concatenation.block_rows) < rows[:, None]).ravel().astype(np.float32)
+    return {name: torch.from_numpy(values) for name, values in columns.items()}
