@@ -87,7 +87,8 @@ class BlockDataset(StreamingDataset):
         with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
             while it.prepare_index < it.total and not it.should_exit() and not self._event.is_set():
                 stop = min(it.yield_index + ahead, it.total)
-                wanted = dict.fromkeys(shards[it.prepare_index : stop][self._missing(shards[it.prepare_index : stop])].tolist())
+                coming = shards[it.prepare_index : stop]
+                wanted = dict.fromkeys(coming[self._missing(coming)].tolist())
                 list(pool.map(partial(self.prepare_shard, blocking=False), wanted))
                 it.prepare_index = max(it.prepare_index, stop)
                 sleep(TICK)

@@ -1,4 +1,4 @@
-"""Mosaic Streaming's MDSReader for row blocks, and batches made of them: the same arrays in a hundredth of the time.
+"""Mosaic Streaming's MDSReader for row blocks, and batches made of them: the same arrays in a thirtieth of the time.
 
 MDSReader opens the shard's file for every sample and decodes it column by column: 1,200 microseconds for a block of 40 columns.
 Here the file is mapped into memory once, a sample is a piece of it, and all columns of a batch are copied out at once.
@@ -32,17 +32,13 @@ class BlockReader(MDSReader):
         reader.__dict__.update(shard.__dict__)
         return reader
 
-    def get_sample_data(self, idx: int) -> Sample:
-        """Raises FileNotFoundError where the shard is not unpacked yet, as StreamingDataset expects."""
+    def get_item(self, idx: int) -> Any:
+        """A Sample. Raises FileNotFoundError where the shard is not unpacked yet, as StreamingDataset expects."""
         if self._data is None:
             with Path(self.dirname, self.split, self.raw_data.basename).open("rb") as file:
                 self._data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
             self._offsets = self._data[4 : 4 * (self.samples + 2)].view(np.uint32).tolist()
         return self._data[self._offsets[idx] : self._offsets[idx + 1]]
-
-    def decode_sample(self, data: Sample) -> Sample:
-        """As it is: a batch decodes all of its blocks together."""
-        return data
 
     def __getstate__(self) -> dict[str, Any]:
         """For a process that decodes: it maps the file itself."""

@@ -7,6 +7,7 @@ one dimension, so a sample is their sizes, then each one's short header and its 
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ class BlockWriter(MDSWriter):
         arrays = [sample[name] for name in self.column_names]
         headers = [_header(len(values)) for values in arrays]
         sizes = [len(header) + values.nbytes for header, values in zip(headers, arrays, strict=True)]
-        parts = [part for pair in zip(headers, arrays, strict=True) for part in pair]
+        parts: list[Any] = [part for pair in zip(headers, arrays, strict=True) for part in pair]
         return b"".join([np.array(sizes, np.uint32).tobytes(), *parts])
 
 

@@ -12,6 +12,7 @@ from torchrec.models.dlrm import DLRM, DLRM_DCN
 from recsys_ray.config import DLRMConfig
 from recsys_ray.models.binary_evaluation import evaluate_binary
 from recsys_ray.models.embeddings import embedding_tables, jagged
+from recsys_ray.models.interaction import DotInteraction
 from recsys_ray.models.losses import global_mean_loss
 from recsys_ray.models.task import Batch, Columns, Task
 from recsys_ray.schema import Schema
@@ -38,6 +39,7 @@ def _dlrm(config: DLRMConfig, schema: Schema, device: torch.device) -> DLRM:
     match config.interaction:
         case "dot":
             model = DLRM(tables, dense_in, bottom, top, dense_device=device)
+            model.inter_arch = DotInteraction(len(schema.categorical), device)
         case "dcn":
             model = DLRM_DCN(tables, dense_in, bottom, top, config.cross_layers, config.cross_rank, dense_device=device)
             model.inter_arch.to(device)

@@ -18,14 +18,18 @@ LENGTHS = ".lengths"
 
 def embedding_tables(schema: Schema, embedding_dim: int, pooling: str) -> EmbeddingBagCollection:
     """On `meta`: the tables take no memory until they are sharded."""
-    kind = {"sum": PoolingType.SUM, "mean": PoolingType.MEAN}[pooling]
+
+    def kind(columns: list[Categorical]) -> PoolingType:
+        """The mean of one value is its sum, for which TorchRec does not divide by lengths."""
+        return PoolingType.MEAN if pooling == "mean" and any(column.multi for column in columns) else PoolingType.SUM
+
     configs = [
         EmbeddingBagConfig(
             name=module_name(name),
             embedding_dim=embedding_dim,
             num_embeddings=columns[0].num_embeddings,
             feature_names=[column.name for column in columns],
-            pooling=kind,
+            pooling=kind(columns),
         )
         for name, columns in schema.tables.items()
     ]

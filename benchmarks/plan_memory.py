@@ -1,0 +1,172 @@
+"""Memory that jobs/plan.py predicts, beside what a run on this machine really takes: two workers of one core, 1 GiB of tables.
+
+    python benchmarks/plan_memory.py            # a minute
+    python benchmarks/plan_memory.py --gib 4 --dim 256 --sharding column_wise
+
+The workers train a real DLRM, sharded over gloo. Tables, optimizer state and dense part are the bytes of each worker's tensors;
+"rest" is what the process had resident at its peak, less these and less what it had before the model was made. A second run is
+measured with a malloc that gives every large buffer back when it is freed ("rest in use"): the difference is what malloc keeps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+from unittest.mock import patch
+
+import torch
+import tyro
+from torch import nn
+
+from recsys_ray.config import DLRMConfig, LaunchConfig, LoopConfig, OptimizerConfig, ShardingConfig, TrainConfig
+from recsys_ray.launch.launcher import launcher
+from recsys_ray.models.build import build_task
+from recsys_ray.models.task import Batch, Task
+from recsys_ray.schema import Categorical, Dense, Label, Schema
+from recsys_ray.training.cluster import Cluster
+from recsys_ray.training.cluster_plan import ClusterPlan, plan
+from recsys_ray.training.loop import make_step
+from recsys_ray.training.optimizers import build_optimizer
+from recsys_ray.training.sharding import initialise_tables, plan_shards, shard
+from recsys_ray.training.workload import workload
+from recsys_ray.training.world import World, join_world
+
+TABLES, WORKERS, MIB = 8, 2, 1 << 20
+
+
+@dataclass(frozen=True)
+class PlanMemory:
+    gib: float = 1.0
+    """Of embedding tables, over both workers."""
+    dim: int = 64
+    batch: int = 8192
+    """Of both workers."""
+    steps: int = 3
+    sharding: Literal["any", "table_wise", "row_wise", "column_wise"] = "any"
+    sparse: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
+
+
+def main(job: PlanMemory) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        types = ShardingConfig.types if job.sharding == "any" else (job.sharding,)
+        config = TrainConfig(
+            run_dir=folder,
+            model=DLRMConfig(interaction="dcn", embedding_dim=job.dim, dense_layers=(256,), over_layers=(512, 256)),
+            optimizer=OptimizerConfig(sparse=job.sparse),
+            train=LoopConfig(global_batch=job.batch, max_steps=job.steps),
+            sharding=ShardingConfig(types, memory_gib=max(2.0, 2 * job.gib)),
+            launch=LaunchConfig("local", WORKERS, gpus_per_worker=0),
+        )
+        schema = tables(job.gib, job.dim)
+        Path(folder, "schema.json").write_text(schema.to_json())
+        predicted = plan(workload(config, schema, 1.0), Cluster(gpus_per_node=WORKERS, gpu="cpu"))
+        assert predicted is not None
+        usual = measured_run(config)
+        with patch.dict(os.environ, {"MALLOC_MMAP_THRESHOLD_": "65536"}):
+            returning = measured_run(config)
+        show(predicted, usual, returning)
+
+
+def measured_run(config: TrainConfig) -> list[dict[str, Any]]:
+    """By worker."""
+    with launcher(config.launch) as engine:
+        engine.run(measure, config)
+    return [json.loads(Path(config.run_dir, f"measured-{rank}.json").read_text()) for rank in range(WORKERS)]
+
+
+def tables(gib: float, dim: int) -> Schema:
+    """Of unequal sizes, so that the workers' shares may differ."""
+    share = int(gib * (1 << 30) / 4 / dim / sum(range(1, TABLES + 1)))
+    columns = [Categorical(f"c{number}", "item", num_embeddings=share * number) for number in range(1, TABLES + 1)]
+    return Schema((Label("label"), Dense("d"), *columns))
+
+
+def measure(config: TrainConfig) -> None:
+    """On a worker. A small model first: what libraries take once belongs to no model."""
+    with join_world(1) as world:
+        small = replace(config, train=LoopConfig(global_batch=64, max_steps=2))
+        run(small, tables(0.001, config.model.embedding_dim), world)
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+        before = resident("VmRSS")
+        found = run(config, Schema.load(Path(config.run_dir, "schema.json")), world)
+        found["rest"] = resident("VmHWM") - before - found["tables"] - found["optimizer"] - found["dense"]
+        Path(config.run_dir, f"measured-{world.rank}.json").write_text(json.dumps(found))
+
+
+def run(config: TrainConfig, schema: Schema, world: World) -> dict[str, Any]:
+    """Trains, and returns the bytes of this worker's tensors."""
+    rows = config.train.global_batch // world.size
+    task = build_task(config.model, schema, "weight", world.device, None, seed=0)
+    model = shard(task.module, world, config.sharding, config.optimizer, rows)
+    initialise_tables(model, 0.0, 0)
+    optimizer = build_optimizer(model, config.optimizer)
+    local = [part.tensor for value in model.state_dict().values() for part in shards_of(value)]
+    state = [
+        part.tensor for values in model.fused_optimizer.state.values() for value in values.values() for part in shards_of(value)
+    ]
+    for tensor in state:
+        tensor.add_(0)  # zeros are not resident until they are written
+    step, stream, seconds = make_step(model, optimizer, world), batches(task, schema, rows, world.rank), []
+    for _ in range(config.train.max_steps):
+        began = time.perf_counter()
+        step(stream)
+        seconds.append(time.perf_counter() - began)
+    dense = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    return {
+        "tables": bytes_of(local),
+        "optimizer": bytes_of(state),
+        "dense": 4 * bytes_of(dense),  # each has a gradient and Adam's two averages
+        "step_ms": 1000 * sorted(seconds)[len(seconds) // 2],
+        "shards": sorted([part.table, part.rows, part.dim, part.rank] for part in plan_shards(model)),
+    }
+
+
+def shards_of(value: Any) -> list[Any]:
+    return value.local_shards() if hasattr(value, "local_shards") else []
+
+
+def bytes_of(tensors: list[torch.Tensor] | list[nn.Parameter]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def batches(task: Task, schema: Schema, rows: int, seed: int) -> Iterator[Batch]:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        ids = {c.name: torch.randint(0, c.num_embeddings, (rows,), generator=generator) for c in schema.categorical}
+        numbers = {name: torch.rand(rows, generator=generator) for name in ("d", "label")}
+        yield task.to_batch({**ids, **numbers, "weight": torch.ones(rows)})
+
+
+def resident(name: str) -> int:
+    """Bytes of this process: VmRSS now, VmHWM at most since the peak was last forgotten."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+    return int(line.split()[1]) * 1024
+
+
+def show(predicted: ClusterPlan, usual: list[dict[str, Any]], returning: list[dict[str, Any]]) -> None:
+    same = sorted([part.table, part.rows, part.dim, part.rank] for part in predicted.shards) == usual[0]["shards"]
+    found: dict[str, Any] = {"same_plan": same, "step_ms": [predicted.step.total, max(own["step_ms"] for own in usual)]}
+    print(f"the run's sharding plan is {'the one predicted' if same else 'NOT the one predicted'}")
+    print(f"{'':<34}{'predicted MiB':>15}{'measured MiB':>15}{'ratio':>8}")
+    for rank, memory in enumerate(predicted.memory):
+        rest = memory.exchange + memory.activations + memory.batches
+        parts = {"tables": memory.tables, "optimizer": memory.optimizer, "dense": memory.dense, "rest": rest}
+        own = usual[rank] | {"all": sum(usual[rank][name] for name in parts), "rest in use": returning[rank]["rest"]}
+        for name, expected in (parts | {"all": memory.total, "rest in use": rest}).items():
+            ratio = own[name] / expected if expected else 1.0
+            print(f"worker {rank}: {name:<24}{expected / MIB:>15,.2f}{own[name] / MIB:>15,.2f}{ratio:>8.2f}")
+            found[f"worker_{rank}_{name.replace(' ', '_')}_mib"] = [expected / MIB, own[name] / MIB]
+    print("step: {:.0f} ms predicted, {:.0f} ms measured".format(*found["step_ms"]))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(PlanMemory, description=__doc__))
