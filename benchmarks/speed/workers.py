@@ -1,0 +1,60 @@
+"""A worker alone, and a model with its batches: what the benchmarks of loading and of training share."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.speed.side_by_side import DATA
+from recsys_ray.config import DataConfig, DLRMConfig, OptimizerConfig, ShardingConfig
+from recsys_ray.data.dataset_directory import DatasetDirectory
+from recsys_ray.data.stream import ROW_WEIGHT, BlockStream, batch_layout
+from recsys_ray.models.build import build_task
+from recsys_ray.models.task import Batch, Task
+from recsys_ray.schema import Schema
+from recsys_ray.training.loop import Step, make_step
+from recsys_ray.training.optimizers import build_optimizer
+from recsys_ray.training.sharding import initialise_tables, shard
+from recsys_ray.training.world import World, keep_freed_memory
+
+MODEL = DLRMConfig(interaction="dot", embedding_dim=16)
+BLOCK_ROWS = 256
+
+
+def alone() -> World:
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    keep_freed_memory()
+    return World(0, 1, 0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@dataclass(frozen=True)
+class Trained:
+    task: Task
+    model: Any
+    step: Step
+
+
+def build(schema: Schema, world: World, batch: int, precision: torch.dtype | None = None) -> Trained:
+    task = build_task(MODEL, schema, ROW_WEIGHT, world.device, precision, 0, None)
+    model = shard(task.module, world, ShardingConfig(), OptimizerConfig(), batch)
+    initialise_tables(model, 0.0, 0)
+    return Trained(task, model, make_step(model, build_optimizer(model, OptimizerConfig()), world))
+
+
+def resident(blocks: Path, task: Task, batch: int, number: int) -> list[Batch]:
+    with tempfile.TemporaryDirectory(dir=DATA) as cache:
+        return [task.to_batch(columns) for columns in islice(iter(stream(blocks, Path(cache), batch)), number)]
+
+
+def stream(blocks: Path, cache: Path, batch: int) -> BlockStream:
+    """Of one worker."""
+    layout = batch_layout(batch, BLOCK_ROWS, 1)
+    return BlockStream(str(DatasetDirectory.open(blocks).split("train")), cache, layout, 0, True, DataConfig(), "")
