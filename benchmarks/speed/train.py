@@ -9,11 +9,15 @@ DistributedModelParallel with its defaults, and an Adam that is not fused.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain, cycle, islice
+from itertools import cycle, islice
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -22,13 +26,16 @@ import tyro
 
 from benchmarks.speed import usual_recipe
 from benchmarks.speed.load import dataset, one_row_a_sample
-from benchmarks.speed.side_by_side import DATA, Goal, in_turn, report, seconds
-from benchmarks.speed.workers import MODEL, Trained, alone, build, resident, stream
+from benchmarks.speed.side_by_side import DATA, Goal, Rates, report, seconds
+from benchmarks.speed.workers import ALONE, MODEL, alone, build, resident, stream
 from recsys_ray.data.dataset_directory import DatasetDirectory
+from recsys_ray.data.stream import ROW_WEIGHT
+from recsys_ray.models.build import build_task
 from recsys_ray.models.task import Batch
-from recsys_ray.schema import Schema
 
 DISK, MEMORY, USUAL, USUAL_MEMORY = "ours, from disk", "ours, on batches in memory", "usual recipe, from disk", "usual loop, in memory"
+BURST = 10
+"""Steps from disk, then as many in memory, and so on: the speed of these machines drifts within a run."""
 
 
 @dataclass(frozen=True)
@@ -41,62 +48,87 @@ class Train:
 
 
 def main(job: Train) -> None:
-    logging.getLogger().setLevel(logging.ERROR)
     blocks, samples = dataset(job.rows), one_row_a_sample(4_000_000, job.recipe_rows)
-    world, schema = alone(), DatasetDirectory.open(blocks).schema
-    torch.set_num_threads(job.threads)
-    ours = build(schema, world, job.batch)
-    batches = resident(blocks, ours.task, job.batch, 40)
-    usual, optimizer = usual_recipe.model(MODEL, schema)
-
-    def recipe(batches: Iterator[usual_recipe.Batch]) -> int:
-        return sum(usual_recipe.step(usual, optimizer, batch) is None for batch in batches)
-
-    plain = [usual_recipe.Batch(batch.dense, batch.sparse, batch.labels) for batch in batches]
-    steps(ours, iter(batches[:5]))
-    recipe(iter(plain[:5]))
-    ways: dict[str, Callable[[], float]] = {
-        DISK: lambda: from_disk(ours, blocks, job),
-        MEMORY: lambda: rate(lambda: steps(ours, islice(cycle(batches), 80)), 80, job),
-        USUAL: lambda: usual_from_disk(recipe, samples, schema, job),
-        USUAL_MEMORY: lambda: rate(lambda: recipe(islice(cycle(plain), 60)), 60, job),
-    }
+    # The usual loop in a process of its own: ours has an allocator that is set up.
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        usual = pool.submit(Usual.start, job, blocks, samples)
+        usual.result()
+        ours = Ours(job, blocks)
+        rates: Rates = {DISK: [], MEMORY: [], USUAL: [], USUAL_MEMORY: []}
+        for number in range(job.repeats):
+            for names, work in (((DISK, MEMORY), ours.measure), ((USUAL, USUAL_MEMORY), lambda: pool.submit(Usual.measure).result())):
+                for name, found in zip(names, work(), strict=True):
+                    rates[name].append(found)
+                    print(f"  {number + 1}/{job.repeats}  {name:<44}{found:>14,.0f} rows/s", flush=True)
     goals = [Goal(DISK, MEMORY, 0.95), Goal(DISK, USUAL, 10), Goal(MEMORY, USUAL_MEMORY, 1.5)]
-    report("train", in_turn(ways, job.repeats), goals, {"batch": job.batch, "threads": job.threads})
+    report("train", rates, goals, {"batch": job.batch, "threads": job.threads})
 
 
-def steps(trained: Trained, batches: Iterator[Batch]) -> int:
-    done = 0
-    try:
-        while True:
-            trained.step(batches)
-            done += 1
-    except StopIteration:
-        return done
+class Ours:
+    def __init__(self, job: Train, blocks: Path) -> None:
+        self._job, self._blocks, world = job, blocks, alone()
+        torch.set_num_threads(job.threads)
+        self._trained = build(DatasetDirectory.open(blocks).schema, world, job.batch)
+        self._batches = cycle(resident(blocks, self._trained.task, job.batch, 40))
+        self._steps(islice(self._batches, 5))
+
+    def measure(self) -> tuple[float, float]:
+        """Rows a second from disk, in an epoch from an empty cache, and in memory. Whole batches are counted."""
+        disk = memory = 0.0
+        bursts = self._job.rows // self._job.batch // BURST
+        with tempfile.TemporaryDirectory(dir=DATA) as cache:
+            columns = stream(self._blocks, Path(cache), self._job.batch)
+            batches = map(self._trained.task.to_batch, columns)
+            for _ in range(bursts):
+                disk += seconds(lambda: self._steps(islice(batches, BURST)))
+                memory += seconds(lambda: self._steps(islice(self._batches, BURST)))
+        rows = bursts * BURST * self._job.batch
+        return rows / disk, rows / memory
+
+    def _steps(self, batches: Iterator[Batch]) -> None:
+        with suppress(StopIteration):
+            while True:
+                self._trained.step(batches)
 
 
-def rate(work: Callable[[], int], wanted: int, job: Train) -> float:
-    return wanted * job.batch / seconds(work)
+class Usual:
+    """In its process."""
 
+    here: Usual
 
-def from_disk(ours: Trained, blocks: Path, job: Train) -> float:
-    """The last batch of an epoch, which may be short, has as many rows as another: whole ones are counted."""
-    with tempfile.TemporaryDirectory(dir=DATA) as cache:
-        columns = stream(blocks, Path(cache), job.batch)
-        whole = job.rows // job.batch
-        return rate(lambda: steps(ours, islice(map(ours.task.to_batch, columns), whole)), whole, job)
+    def __init__(self, job: Train, blocks: Path, samples: Path) -> None:
+        os.environ |= ALONE
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        torch.set_num_threads(job.threads)
+        self._job, self._samples, self._schema = job, samples, DatasetDirectory.open(blocks).schema
+        self._model, self._optimizer = usual_recipe.model(MODEL, self._schema)
+        ours = resident(blocks, build_task(MODEL, self._schema, ROW_WEIGHT, torch.device("cpu"), None, 0, None), job.batch, 40)
+        self._batches = cycle([usual_recipe.Batch(batch.dense, batch.sparse, batch.labels) for batch in ours])
+        self._steps(islice(self._batches, 5))
 
+    @staticmethod
+    def start(job: Train, blocks: Path, samples: Path) -> None:
+        logging.getLogger().setLevel(logging.ERROR)
+        Usual.here = Usual(job, blocks, samples)
 
-def usual_from_disk(recipe: Callable[[Iterator[usual_recipe.Batch]], int], samples: Path, schema: Schema, job: Train) -> float:
-    cache = DATA / "recipe-cache"
-    batches = (usual_recipe.to_batch(columns, schema) for columns in usual_recipe.loader(samples, cache, job.batch))
-    first = next(batches)  # its threads and shard are up
-    whole = job.recipe_rows // job.batch
-    found = rate(lambda: recipe(islice(chain([first], batches), 1, whole)), whole - 1, job)
-    shutil.rmtree(cache)
-    return found
+    @staticmethod
+    def measure() -> tuple[float, float]:
+        """Rows a second from disk, once the first batch is there, and in memory."""
+        self, cache, whole = Usual.here, DATA / "recipe-cache", Usual.here._job.recipe_rows // Usual.here._job.batch
+        loader = usual_recipe.loader(self._samples, cache, self._job.batch)
+        batches = (usual_recipe.to_batch(columns, self._schema) for columns in loader)
+        self._steps(islice(batches, 1))
+        disk = seconds(lambda: self._steps(islice(batches, whole - 1)))
+        memory = seconds(lambda: self._steps(islice(self._batches, 60)))
+        shutil.rmtree(cache)
+        return (whole - 1) * self._job.batch / disk, 60 * self._job.batch / memory
+
+    def _steps(self, batches: Iterator[usual_recipe.Batch]) -> None:
+        for batch in batches:
+            usual_recipe.step(self._model, self._optimizer, batch)
 
 
 if __name__ == "__main__":
+    logging.getLogger().setLevel(logging.ERROR)
     main(tyro.cli(Train, description=__doc__))
     dist.destroy_process_group()

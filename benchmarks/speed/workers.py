@@ -26,10 +26,11 @@ from recsys_ray.training.world import World, keep_freed_memory
 
 MODEL = DLRMConfig(interaction="dot", embedding_dim=16)
 BLOCK_ROWS = 256
+ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 
 
 def alone() -> World:
-    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    os.environ |= ALONE
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     keep_freed_memory()
     return World(0, 1, 0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))

@@ -7,12 +7,12 @@ from functools import partial
 
 import torch
 from torch import nn
-from torchrec.models.dlrm import DLRM, DLRM_DCN
+from torchrec.models.dlrm import DLRM, DLRM_DCN, OverArch
 
 from recsys_ray.config import DLRMConfig
 from recsys_ray.models.binary_evaluation import evaluate_binary
 from recsys_ray.models.embeddings import embedding_tables, jagged
-from recsys_ray.models.interaction import DotInteraction
+from recsys_ray.models.interaction import DotInteraction, SparseFeatures
 from recsys_ray.models.losses import global_mean_loss
 from recsys_ray.models.task import Batch, Columns, Task
 from recsys_ray.schema import Schema
@@ -40,9 +40,11 @@ def _dlrm(config: DLRMConfig, schema: Schema, device: torch.device) -> DLRM:
         case "dot":
             model = DLRM(tables, dense_in, bottom, top, dense_device=device)
             model.inter_arch = DotInteraction(len(schema.categorical), device)
+            model.over_arch = OverArch(model.inter_arch.width(config.embedding_dim), top, device)
         case "dcn":
             model = DLRM_DCN(tables, dense_in, bottom, top, config.cross_layers, config.cross_rank, dense_device=device)
             model.inter_arch.to(device)
+    model.sparse_arch = SparseFeatures(tables)
     return model
 
 

@@ -1,0 +1,61 @@
+"""Two workers on two cores beside one worker on one core, in real runs of the training job.
+
+    python -m benchmarks.speed.scale            # about four minutes
+
+Each worker has 8,192 rows a step, one thread, and its tables' shards; they exchange ids, embeddings and gradients over gloo.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from benchmarks.speed.load import dataset
+from benchmarks.speed.side_by_side import DATA, Goal, in_turn, report
+
+ONE, TWO = "1 worker, 1 core", "2 workers, 2 cores"
+
+
+@dataclass(frozen=True)
+class Scale:
+    rows: int = 1_000_000
+    batch: int = 8192
+    steps: int = 60
+    repeats: int = 3
+
+
+def main(job: Scale) -> None:
+    blocks = dataset(job.rows)
+    rates = in_turn({ONE: lambda: run(blocks, job, 1), TWO: lambda: run(blocks, job, 2)}, job.repeats)
+    report("scale", rates, [Goal(TWO, ONE, 1.7)], {"rows_a_step_and_worker": job.batch})
+
+
+def run(blocks: Path, job: Scale, workers: int) -> float:
+    """Rows a second, the median of the run's points without the first, in which it warms up."""
+    points = train(blocks, workers, {"train.global-batch": job.batch * workers, "train.max-steps": job.steps})["training"]
+    return statistics.median(point["rows_per_second"] for point in points[1:])
+
+
+def train(blocks: Path, workers: int, flags: dict[str, Any]) -> dict[str, Any]:
+    """The outcome of jobs/train_dlrm.py on as many cores as workers."""
+    fixed = {"launch.engine": "local", "model.interaction": "dot", "train.log-every": 10, "tracking.log-weights-below-mib": 0}
+    with tempfile.TemporaryDirectory(dir=DATA) as folder:
+        flags = {"data.path": blocks, "run-dir": folder, "launch.workers": workers, **fixed, **flags}
+        command = [sys.executable, "jobs/train_dlrm.py", *(part for name, value in flags.items() for part in (f"--{name}", str(value)))]
+        pin = partial(os.sched_setaffinity, 0, range(workers))
+        subprocess.run(command, check=True, capture_output=True, preexec_fn=pin)
+        return json.loads(Path(folder, "outcome.json").read_text())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Scale, description=__doc__))

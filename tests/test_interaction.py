@@ -1,0 +1,55 @@
+"""The parts that stand in for TorchRec's own: equal values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torchrec.models.dlrm import InteractionArch
+from torchrec.sparse.jagged_tensor import KeyedTensor
+
+from recsys_ray.models.interaction import DotInteraction, in_order
+
+ROWS, FEATURES, DIM = 33, 5, 4
+
+
+@pytest.fixture
+def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(ROWS, DIM, requires_grad=True), torch.randn(ROWS, FEATURES, DIM, requires_grad=True)
+
+
+def test_same_dots_and_gradients_as_torchrec(inputs: tuple[torch.Tensor, torch.Tensor]) -> None:
+    ours = DotInteraction(FEATURES, torch.device("cpu"))
+    theirs = InteractionArch(FEATURES)(*inputs)
+    found = ours(*inputs)
+    assert found.shape == (ROWS, ours.width(DIM)) and ours.width(DIM) % 8 == 0
+    torch.testing.assert_close(found[:, : theirs.shape[1]], theirs)
+    assert not found[:, theirs.shape[1] :].any()
+    weights = torch.randn_like(theirs)
+    expected = torch.autograd.grad((theirs * weights).sum(), inputs)
+    got = torch.autograd.grad((found[:, : theirs.shape[1]] * weights).sum(), inputs)
+    torch.testing.assert_close(got, expected)
+
+
+def test_gradients_by_differences(inputs: tuple[torch.Tensor, torch.Tensor]) -> None:
+    ours = DotInteraction(FEATURES, torch.device("cpu"))
+    assert gradcheck(ours, [part[:3].detach().double().requires_grad_() for part in inputs])
+
+
+def test_under_autocast(inputs: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """The backward pass is outside of it: types must fit all the same."""
+    ours = DotInteraction(FEATURES, torch.device("cpu"))
+    exact = torch.autograd.grad(ours(*inputs).sum(), inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = ours(*inputs)
+    rough = torch.autograd.grad(found.sum(), inputs)
+    assert [part.dtype for part in rough] == [torch.float32] * 2
+    torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.2)
+
+
+@pytest.mark.parametrize("keys", [["a", "b", "c"], ["c", "a", "b"]])
+def test_embeddings_in_the_order_of_the_features(keys: list[str]) -> None:
+    vectors = {name: torch.randn(ROWS, DIM) for name in keys}
+    found = in_order(KeyedTensor(keys, [DIM] * 3, torch.cat([vectors[name] for name in keys], dim=1)), ["a", "b", "c"])
+    assert torch.equal(found, torch.cat([vectors[name] for name in "abc"], dim=1))
