@@ -8,9 +8,10 @@ LOCK := requirements/$(if $(shell command -v nvidia-smi),gpu,cpu).lock
 # uv does not read pip's configuration: hand it pip's find-links; without any, its own index of CPU builds serves torch.
 CPU_TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 TORCH_SOURCE := $(if $(findstring cpu,$(LOCK)),$(CPU_TORCH))
+SPEED := convert load train scale
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --all-extras --no-emit-find-links --no-header
 
-.PHONY: demo test lint bench chaos lock clean
+.PHONY: demo test lint bench bench-models chaos lock clean
 
 demo: $(VENV)/.ready  ## MovieLens 1M: fetch, prepare, train both models under Ray, report, index, recommend films to a user
 	$(BIN)/python jobs/train_dlrm.py --run-dir runs/demo/dlrm
@@ -26,7 +27,10 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.ready  ## every benchmark in turn; each prints a table and one JSON line
+bench: $(VENV)/.ready  ## how fast we are beside the usual recipe and the limit, figures to benchmarks/results: 20 minutes
+	for name in $(SPEED); do echo "== $$name"; $(BIN)/python -m benchmarks.speed.$$name; done
+
+bench-models: $(VENV)/.ready  ## how good the models are, and the other benchmarks, in turn: hours
 	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
 chaos: $(VENV)/.ready  ## the long tests, then ten runs under local and ten under Ray, each with a SIGKILL at a random moment: 20 minutes

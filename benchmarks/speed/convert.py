@@ -28,6 +28,7 @@ from recsys_ray.datasets import synthetic
 from recsys_ray.schema import Schema
 
 PROCESSES = 2
+OURS, USUAL, LIMIT = "ours, both passes", "usual recipe", "limit: pyarrow copies it, 2 processes"
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,12 @@ def main(job: Convert) -> None:
         ours(source, DATA / "blocks")
         list(pool.map(copy, files[:PROCESSES]))
         ways = {
-            "ours, both passes": lambda: job.rows / seconds(lambda: ours(source, DATA / "blocks")),
-            "usual recipe": lambda: job.recipe_rows / seconds(lambda: recipe(job.recipe_rows)),
-            "limit: pyarrow copies it, 2 processes": lambda: job.rows / seconds(lambda: list(pool.map(copy, files))),
+            OURS: lambda: job.rows / seconds(lambda: ours(source, DATA / "blocks")),
+            USUAL: lambda: job.recipe_rows / seconds(lambda: recipe(job.recipe_rows)),
+            LIMIT: lambda: job.rows / seconds(lambda: list(pool.map(copy, files))),
         }
         rates = in_turn(ways, job.repeats)
-    goals = [Goal("ours, both passes", "usual recipe", 50), Goal("ours, both passes", "limit: pyarrow copies it, 2 processes", 0.6)]
+    goals = [Goal(OURS, USUAL, 50), Goal(OURS, LIMIT, 0.6)]
     report("convert", rates, goals, {"rows": job.rows, "columns": len(schema.columns), "recipe_rows": job.recipe_rows})
 
 

@@ -7,8 +7,8 @@ Each worker has 8,192 rows a step, one thread, and its tables' shards; they exch
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -41,20 +41,21 @@ def main(job: Scale) -> None:
 
 
 def run(blocks: Path, job: Scale, workers: int) -> float:
-    """Rows a second, the median of the run's points without the first, in which it warms up."""
-    points = train(blocks, workers, {"train.global-batch": job.batch * workers, "train.max-steps": job.steps})["training"]
-    return statistics.median(point["rows_per_second"] for point in points[1:])
+    """Rows a second, the median of the run's progress lines without the first, in which it warms up."""
+    said = train(blocks, workers, {"train.global-batch": job.batch * workers, "train.max-steps": job.steps})
+    return statistics.median(float(found.replace(",", "")) for found in re.findall(r"([\d,]+) rows/s", said)[1:])
 
 
-def train(blocks: Path, workers: int, flags: dict[str, Any]) -> dict[str, Any]:
-    """The outcome of jobs/train_dlrm.py on as many cores as workers."""
+def train(blocks: Path, workers: int, flags: dict[str, Any]) -> str:
+    """What jobs/train_dlrm.py says, on as many cores as workers."""
     fixed = {"launch.engine": "local", "model.interaction": "dot", "train.log-every": 10, "tracking.log-weights-below-mib": 0}
     with tempfile.TemporaryDirectory(dir=DATA) as folder:
         flags = {"data.path": blocks, "run-dir": folder, "launch.workers": workers, **fixed, **flags}
-        command = [sys.executable, "jobs/train_dlrm.py", *(part for name, value in flags.items() for part in (f"--{name}", str(value)))]
+        said = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+        command = [sys.executable, "jobs/train_dlrm.py", *said]
         pin = partial(os.sched_setaffinity, 0, range(workers))
-        subprocess.run(command, check=True, capture_output=True, preexec_fn=pin)
-        return json.loads(Path(folder, "outcome.json").read_text())
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=pin)
+        return done.stdout
 
 
 if __name__ == "__main__":

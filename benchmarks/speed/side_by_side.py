@@ -1,4 +1,4 @@
-"""Ways to do the same work, measured in turn in one run: these machines are noisy, and only ratios of neighbours mean anything."""
+"""Ways to do the same work, measured in turn in one run: machines are noisy, and only ratios of neighbours mean anything."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def seconds(work: Callable[[], object]) -> float:
 def report(benchmark: str, rates: Rates, goals: list[Goal], facts: dict[str, Any] | None = None) -> None:
     """A table for people, then the same as one line of JSON, which is also appended to the results."""
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    print(f"\n{benchmark}: {machine()['cpu']}, {machine()['cores']} cores; rows a second, median of {len(next(iter(rates.values())))}")
+    repeats = len(next(iter(rates.values())))
+    print(f"\n{benchmark}: {machine()['cpu']}, {machine()['cores']} cores; rows a second, median of {repeats}")
     print(f"{'':<48}{'median':>14}{'least':>14}{'most':>14}")
     for name, values in rates.items():
         print(f"{name:<48}{medians[name]:>14,.0f}{min(values):>14,.0f}{max(values):>14,.0f}")

@@ -1,4 +1,4 @@
-"""What tutorials do, written out faithfully: Spark's `repartition` and Mosaic Streaming's `dataframe_to_mds` with one row a sample,
+"""What tutorials do, written out: Spark's `repartition` and Mosaic Streaming's `dataframe_to_mds` with one row a sample,
 `StreamingDataset(shuffle=True)` and `StreamingDataLoader`, and a plain TorchRec loop with DistributedModelParallel."""
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def spark() -> Iterator[SparkSession]:
     stand_ins = DATA / "stand-ins"
     stand_ins.mkdir(parents=True, exist_ok=True)
     parts = [f"streaming.{part}" for part in ("vision", "text", "multimodal")]
-    (stand_ins / "sitecustomize.py").write_text(f"import sys, types\nsys.modules |= {{n: types.ModuleType(n) for n in {parts}}}\n")
+    lines = ["import sys, types", f"sys.modules |= {{name: types.ModuleType(name) for name in {parts}}}", ""]
+    (stand_ins / "sitecustomize.py").write_text("\n".join(lines))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(stand_ins.absolute()), os.environ.get("PYTHONPATH")]))
     quiet = {"spark.ui.enabled": "false", "spark.log.level": "FATAL", "spark.ui.showConsoleProgress": "false"}
     session = SparkSession.builder.master("local[*]").config(map={**quiet, "spark.driver.memory": "4g"}).getOrCreate()

@@ -1,0 +1,104 @@
+"""Row blocks on disk: byte for byte what Mosaic Streaming's own writer makes, read as its own reader does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from recsys_ray.data.block_reader import BlockReader, Concatenation
+from recsys_ray.data.block_writer import BlockWriter
+from recsys_ray.data.blocks import LENGTHS, Block, cut, id_type, mds_columns, narrowed, to_block, widened
+from recsys_ray.data.mosaic import MDSWriter, Reader, Stream, StreamingDataset, World
+from recsys_ray.schema import Categorical, Dense, Label, Schema, Timestamp
+
+SCHEMA = Schema(
+    (
+        Label("label"),
+        Dense("age"),
+        Timestamp("at"),
+        Categorical("small", num_embeddings=256),
+        Categorical("middle", num_embeddings=257),
+        Categorical("large", num_embeddings=65537),
+        Categorical("tags", num_embeddings=65536, multi=True),
+    )
+)
+SINGLE = Schema(tuple(column for column in SCHEMA.columns if column.name != "tags"))
+
+
+def rows(schema: Schema, count: int) -> pa.Table:
+    """As `transform` leaves them, with the largest id of every table among them."""
+    random = np.random.default_rng(count)
+    columns: dict[str, pa.Array] = {}
+    for column in schema.columns:
+        match column:
+            case Categorical(multi=True):
+                lists = [random.integers(0, column.num_embeddings, random.integers(1, 400)) for _ in range(count)]
+                columns[column.name] = pa.array(lists, pa.list_(pa.int32()))
+            case Categorical():
+                ids = random.integers(0, column.num_embeddings, count)
+                ids[0] = column.num_embeddings - 1
+                columns[column.name] = pa.array(ids, pa.int32())
+            case Timestamp():
+                columns[column.name] = pa.array(random.integers(0, 2**40, count), pa.int64())
+            case _:
+                columns[column.name] = pa.array(random.random(count), pa.float32())
+    return pa.table(columns)
+
+
+def write(writer: type[MDSWriter], folder: Path, schema: Schema, blocks: list[Block]) -> Path:
+    settings = {"columns": mds_columns(schema), "compression": "zstd:1", "hashes": ["xxh64"], "size_limit": 1 << 15}
+    with writer(out=str(folder), **settings) as output:
+        for block in blocks:
+            output.write(block)
+    return folder
+
+
+def test_ids_are_as_narrow_as_their_table() -> None:
+    found = {column.name: id_type(column) for column in SCHEMA.categorical}
+    assert found == {"small": "uint8", "middle": "uint16", "large": "int32", "tags": "uint16"}
+
+
+@pytest.mark.parametrize("block_rows", [200, 256, 1000])
+@pytest.mark.parametrize("schema", [SCHEMA, SINGLE])
+def test_same_bytes_as_the_writer_of_mosaic_streaming(schema: Schema, block_rows: int, tmp_path: Path) -> None:
+    blocks = list(cut(to_block(narrowed(rows(schema, 2500), schema)), block_rows))
+    theirs = write(MDSWriter, tmp_path / "theirs", schema, blocks)
+    ours = write(BlockWriter, tmp_path / "ours", schema, blocks)
+    files = sorted(path.name for path in theirs.iterdir())
+    assert len(files) > 2 and files == sorted(path.name for path in ours.iterdir())
+    for name in files:
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("block_rows", [200, 256, 1000])
+@pytest.mark.parametrize("schema", [SCHEMA, SINGLE])
+def test_same_arrays_as_the_reader_of_mosaic_streaming(schema: Schema, block_rows: int, tmp_path: Path) -> None:
+    """Batches of whole blocks, and the one with the short last block, which is filled up."""
+    table = rows(schema, 2500)
+    folder = write(BlockWriter, tmp_path / "blocks", schema, list(cut(to_block(narrowed(table, schema)), block_rows)))
+    plain = StreamingDataset(local=str(folder), batch_size=1)
+    decoded = [widened(plain[number]) for number in range(len(plain))]
+    readers = open_readers(folder)
+    raw = [reader.get_item(number) for reader in readers for number in range(reader.samples)]
+    together = Concatenation.of(readers[0], block_rows)
+    for first in range(0, len(raw), 2):
+        columns, counts = together(raw[first : first + 2])
+        expected = decoded[first : first + 2]
+        assert counts.tolist() == [len(block["label"]) for block in expected]
+        for name, values in columns.items():
+            multi = name + LENGTHS in columns
+            parts = [block[name] if multi else np.pad(block[name], (0, block_rows - len(block["label"]))) for block in expected]
+            assert values.dtype == parts[0].dtype
+            assert np.array_equal(values, np.concatenate(parts)), name
+
+
+def open_readers(folder: Path) -> list[BlockReader]:
+    stream = Stream(local=str(folder), download_retry=1)
+    stream.apply_default({"split": "", "download_timeout": 60.0, "keep_zip": False, "validate_hash": None})
+    shards: list[Reader] = stream.get_shards(World(1, 1, 1, 0), allow_unsafe_types=False)
+    assert len(shards) == len(json.loads((folder / "index.json").read_text())["shards"]) > 1
+    return [BlockReader.of(shard) for shard in shards]
