@@ -16,7 +16,6 @@ from torch import nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-
 WIDTHS = 8
 """What the interaction returns is this many columns wide, or a multiple of it: rows that do not begin at such places multiply a
 third slower on a CPU, and not in tensor cores at all."""
