@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -115,6 +114,9 @@ def canonical(column: Categorical, values: pa.Array) -> pa.Array:
 
 def value_hashes(values: pa.Array) -> np.ndarray:
     """uint64, equal on every machine (pandas.util.hash_array: SipHash of strings, a mixing of int64). Nulls hash as 0 or ''."""
+    # Not at the top: training workers import this module, and hash nothing.
+    import pandas as pd
+
     if pa.types.is_integer(values.type):
         return pd.util.hash_array(values.fill_null(0).to_numpy(zero_copy_only=False))
     encoded = values.fill_null("").dictionary_encode()

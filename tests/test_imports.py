@@ -1,0 +1,19 @@
+"""What a training worker does not use, it does not import: each of these costs it seconds, or tens of MB."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+UNUSED = {"ray", "pyspark", "pandas", "mlflow", "sklearn", "scipy", "matplotlib", "lancedb", "transformers", "torchvision"}
+
+
+def test_a_training_worker_imports_what_it_uses() -> None:
+    """MLflow, scikit-learn and matplotlib are imported by rank 0, when it logs, evaluates and draws."""
+    said = subprocess.run(
+        [sys.executable, "-c", "import sys, recsys_ray.training.train; print(*sys.modules)"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert not UNUSED & set(said.stdout.split())
