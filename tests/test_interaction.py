@@ -20,7 +20,7 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_same_dots_and_gradients_as_torchrec(inputs: tuple[torch.Tensor, torch.Tensor]) -> None:
-    ours = DotInteraction(FEATURES, torch.device("cpu"))
+    ours = DotInteraction(FEATURES)
     theirs = InteractionArch(FEATURES)(*inputs)
     found = ours(*inputs)
     assert found.shape == (ROWS, ours.width(DIM)) and ours.width(DIM) % 8 == 0
@@ -33,13 +33,13 @@ def test_same_dots_and_gradients_as_torchrec(inputs: tuple[torch.Tensor, torch.T
 
 
 def test_gradients_by_differences(inputs: tuple[torch.Tensor, torch.Tensor]) -> None:
-    ours = DotInteraction(FEATURES, torch.device("cpu"))
+    ours = DotInteraction(FEATURES)
     assert gradcheck(ours, [part[:3].detach().double().requires_grad_() for part in inputs])
 
 
 def test_under_autocast(inputs: tuple[torch.Tensor, torch.Tensor]) -> None:
     """The backward pass is outside of it: types must fit all the same."""
-    ours = DotInteraction(FEATURES, torch.device("cpu"))
+    ours = DotInteraction(FEATURES)
     exact = torch.autograd.grad(ours(*inputs).sum(), inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = ours(*inputs)

@@ -139,7 +139,7 @@ def test_mlflow_holds_the_run(two_workers: Path) -> None:
 
 def test_plain_module_on_one_process_predicts_as_the_sharded_one(dataset: Path, two_workers: Path) -> None:
     """The saved state dict, in TorchRec's unsharded module, over the test split read row by row: the same log loss and AUC."""
-    from recsys_ray.data.blocks import LENGTHS
+    from recsys_ray.data.blocks import LENGTHS, widened
     from recsys_ray.data.dataset_directory import DatasetDirectory
     from recsys_ray.data.mosaic import StreamingDataset
     from recsys_ray.models.dlrm import build_dlrm
@@ -150,7 +150,8 @@ def test_plain_module_on_one_process_predicts_as_the_sharded_one(dataset: Path, 
     task = build_dlrm(model, schema, "weight", torch.device("cpu"), None)
     task.module.to_empty(device="cpu").load_state_dict(weights(two_workers))
     blocks = StreamingDataset(local=str(dataset / "test"))
-    columns = {name: torch.from_numpy(np.concatenate([blocks[i][name] for i in range(len(blocks))])) for name in blocks[0]}
+    rows = [widened(blocks[number]) for number in range(len(blocks))]
+    columns = {name: torch.from_numpy(np.concatenate([block[name] for block in rows])) for name in rows[0]}
     assert "m1" + LENGTHS in columns
     with torch.no_grad():
         batch = task.to_batch({**columns, "weight": torch.ones(len(columns["label"]))})

@@ -39,7 +39,7 @@ def _dlrm(config: DLRMConfig, schema: Schema, device: torch.device) -> DLRM:
     match config.interaction:
         case "dot":
             model = DLRM(tables, dense_in, bottom, top, dense_device=device)
-            model.inter_arch = DotInteraction(len(schema.categorical), device)
+            model.inter_arch = DotInteraction(len(schema.categorical))
             model.over_arch = OverArch(model.inter_arch.width(config.embedding_dim), top, device)
         case "dcn":
             model = DLRM_DCN(tables, dense_in, bottom, top, config.cross_layers, config.cross_rank, dense_device=device)

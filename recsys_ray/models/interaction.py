@@ -8,6 +8,7 @@ gradients of the pairs laid out as a symmetric matrix.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -45,27 +46,19 @@ def in_order(found: KeyedTensor, names: list[str]) -> torch.Tensor:
 class DotInteraction(nn.Module):
     """`sparse_features`: how many features besides the dense one, F. In the place of TorchRec's InteractionArch; no weights."""
 
-    upper: torch.Tensor
-    pair: torch.Tensor
-
-    def __init__(self, sparse_features: int, device: torch.device) -> None:
+    def __init__(self, sparse_features: int) -> None:
         super().__init__()
-        features = sparse_features + 1
-        first, second = torch.triu_indices(features, features, offset=1)
-        self.register_buffer("upper", (first * features + second).to(device), persistent=False)
-        # Of every place in the matrix the number of its pair; the diagonal has none, so that of a column of zeros.
-        pairs = torch.full((features, features), len(first))
-        pairs[first, second] = pairs[second, first] = torch.arange(len(first))
-        self.register_buffer("pair", pairs.flatten().to(device), persistent=False)
+        self._features = sparse_features + 1
 
     def width(self, dim: int) -> int:
         """Of what it returns for embeddings of `dim`."""
-        return -(-(dim + len(self.upper)) // WIDTHS) * WIDTHS
+        pairs = self._features * (self._features - 1) // 2
+        return -(-(dim + pairs) // WIDTHS) * WIDTHS
 
     def forward(self, dense_features: torch.Tensor, sparse_features: torch.Tensor) -> torch.Tensor:
         """[B, D] and [B, F, D] -> [B, width]: the dense features, the dot products of all pairs, and zeros."""
         together = torch.cat([dense_features.unsqueeze(1), sparse_features], dim=1)
-        return beside(dense_features, pairwise_dots(together, self.upper, self.pair), self.width(dense_features.shape[1]))
+        return beside(dense_features, pairwise_dots(together), self.width(dense_features.shape[1]))
 
 
 @torch.fx.wrap
@@ -75,9 +68,19 @@ def beside(dense_features: torch.Tensor, dots: torch.Tensor, width: int) -> torc
 
 
 @torch.fx.wrap
-def pairwise_dots(features: torch.Tensor, upper: torch.Tensor, pair: torch.Tensor) -> torch.Tensor:
+def pairwise_dots(features: torch.Tensor) -> torch.Tensor:
     """[B, F, D] -> [B, F (F - 1) / 2], in the order of torch.triu_indices."""
-    return _PairwiseDots.apply(features, upper, pair)
+    return _PairwiseDots.apply(features, *_places(features.shape[1], features.device))
+
+
+@cache
+def _places(features: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """In the matrix of all products: of every pair its place, and of every place its pair. The diagonal has none, so that of a
+    column of zeros. No buffers of the module: to_empty() would leave them empty."""
+    first, second = torch.triu_indices(features, features, offset=1)
+    pairs = torch.full((features, features), len(first))
+    pairs[first, second] = pairs[second, first] = torch.arange(len(first))
+    return (first * features + second).to(device), pairs.flatten().to(device)
 
 
 class _PairwiseDots(torch.autograd.Function):

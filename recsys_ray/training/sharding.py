@@ -24,7 +24,6 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from recsys_ray.config import OptimizerConfig, ShardingConfig
-from recsys_ray.training.cluster import DEVICES
 from recsys_ray.training.world import World
 
 GIB = 1 << 30
@@ -110,17 +109,12 @@ def free_host_memory() -> int:
 def make_plan(module: nn.Module, types: tuple[str, ...], world: World, memory: int, local_batch: int) -> ShardingPlan:
     """Plans on rank 0 for all. Raises ValueError with the sizes and a remedy when no plan fits in `memory` bytes a worker."""
     on_gpu = world.device.type == "cuda"
-    cpu = DEVICES["cpu"]
-    # TorchRec's own are those of GPUs, to which every exchange costs next to nothing: it would cut every table by rows, which
-    # through gloo takes a third longer. In bytes a millisecond.
-    bandwidths = {"ddr_mem_bw": cpu.memory_gb_s, "intra_host_bw": cpu.link_gb_s, "inter_host_bw": cpu.network_gb_s}
     topology = Topology(
         world_size=world.size,
         local_world_size=world.local_size,
         compute_device=world.device.type,
         hbm_cap=memory if on_gpu else 0,
         ddr_cap=0 if on_gpu else memory,
-        **{name: gb_s * 1e6 for name, gb_s in bandwidths.items() if not on_gpu},
     )
     planner = EmbeddingShardingPlanner(
         topology=topology,
