@@ -28,9 +28,6 @@ from recsys_ray.training.world import World
 
 GIB = 1 << 30
 RESERVED = 0.15
-FUSED = ["fused"]
-"""Kernels: tables in the worker's own memory, updated in the backward pass. On GPUs the planner would also offer ones that page
-tables in from the host, which are so many choices more that it plans worse where all would fit."""
 INIT_ROWS = 1 << 16
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
@@ -45,9 +42,6 @@ class BagSharder(EmbeddingBagCollectionSharder):
     def sharding_types(self, compute_device_type: str) -> list[str]:
         return list(self._types)
 
-    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        return FUSED
-
 
 class SequenceSharder(EmbeddingCollectionSharder):
     """The same for embeddings that the model pools itself."""
@@ -59,9 +53,6 @@ class SequenceSharder(EmbeddingCollectionSharder):
     def sharding_types(self, compute_device_type: str) -> list[str]:
         return list(self._types)
 
-    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        return FUSED
-
 
 def sharders(types: tuple[str, ...]) -> list[ModuleSharder]:
     return [BagSharder(types), SequenceSharder(types)]
@@ -71,10 +62,8 @@ def shard(module: nn.Module, world: World, config: ShardingConfig, optimizer: Op
     """A DistributedModelParallel of `module`, its tables not initialised. Raises ValueError when they do not fit."""
     fuse_sparse_optimizer(module, optimizer)
     memory = available_memory(world, config)
-    # Of one worker, rows or columns would be cut and put together again in every step for nothing.
-    types = ("table_wise",) if world.size == 1 and "table_wise" in config.types else config.types
-    plan = make_plan(module, types, world, memory, local_batch)
-    return DistributedModelParallel(module, device=world.device, plan=plan, sharders=sharders(types))
+    plan = make_plan(module, config.types, world, memory, local_batch)
+    return DistributedModelParallel(module, device=world.device, plan=plan, sharders=sharders(config.types))
 
 
 def fuse_sparse_optimizer(module: nn.Module, config: OptimizerConfig) -> None:
