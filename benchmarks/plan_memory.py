@@ -26,6 +26,7 @@ import tyro
 from torch import nn
 
 from recsys_ray.config import DLRMConfig, LaunchConfig, LoopConfig, OptimizerConfig, ShardingConfig, TrainConfig
+from recsys_ray.data.stream import ROW_WEIGHT
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.models.build import build_task
 from recsys_ray.models.task import Batch, Task
@@ -104,7 +105,7 @@ def measure(config: TrainConfig) -> None:
 def run(config: TrainConfig, schema: Schema, world: World) -> dict[str, Any]:
     """Trains, and returns the bytes of this worker's tensors."""
     rows = config.train.global_batch // world.size
-    task = build_task(config.model, schema, "weight", world.device, None, seed=0)
+    task = build_task(config.model, schema, ROW_WEIGHT, world.device, None, seed=0)
     model = shard(task.module, world, config.sharding, config.optimizer, rows)
     initialise_tables(model, 0.0, 0)
     optimizer = build_optimizer(model, config.optimizer)
@@ -141,8 +142,8 @@ def batches(task: Task, schema: Schema, rows: int, seed: int) -> Iterator[Batch]
     generator = torch.Generator().manual_seed(seed)
     while True:
         ids = {c.name: torch.randint(0, c.num_embeddings, (rows,), generator=generator) for c in schema.categorical}
-        numbers = {name: torch.rand(rows, generator=generator) for name in ("d", "label")}
-        yield task.to_batch({**ids, **numbers, "weight": torch.ones(rows)})
+        numbers = {name: torch.rand(rows, generator=generator) for name in ("label", *(c.name for c in schema.dense))}
+        yield task.to_batch({**ids, **numbers, ROW_WEIGHT: torch.ones(rows)})
 
 
 def resident(name: str) -> int:

@@ -20,12 +20,11 @@ import torch.distributed as dist
 import tyro
 from matplotlib.figure import Figure
 
+from benchmarks.plan_memory import batches
 from benchmarks.speed.convert import clicks, ours, start_ray
 from benchmarks.speed.load import epochs
 from benchmarks.speed.side_by_side import DATA, RESULTS, keep, seconds
 from benchmarks.speed.workers import alone, build
-from recsys_ray.data.stream import ROW_WEIGHT
-from recsys_ray.models.task import Batch, Task
 from recsys_ray.schema import Categorical, Dense, Label, Schema
 from recsys_ray.training.world import World
 
@@ -93,25 +92,14 @@ def step(table_rows: int, job: Growth, world: World) -> float:
     tables = [Categorical(f"c{number}", num_embeddings=table_rows // TABLES) for number in range(TABLES)]
     schema = Schema((Label("label"), *(Dense(f"i{number}") for number in range(DENSE)), *tables))
     trained = build(schema, world, job.batch)
-    batches = cycle([random_batch(trained.task, schema, seed, job.batch) for seed in range(20)])
+    found = cycle(list(islice(batches(trained.task, schema, job.batch, seed=0), 20)))
 
     def steps() -> None:
-        for batch in islice(batches, job.steps):
+        for batch in islice(found, job.steps):
             trained.step(iter([batch]))
 
     steps()
     return median(job.repeats, steps) / job.steps
-
-
-def random_batch(task: Task, schema: Schema, seed: int, rows: int) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    columns = {
-        column.name: torch.randint(0, column.num_embeddings, (rows,), generator=generator, dtype=torch.int32)
-        for column in schema.categorical
-    }
-    columns |= {column.name: torch.rand(rows, generator=generator) for column in schema.dense}
-    labels = torch.randint(0, 2, (rows,), generator=generator).float()
-    return task.to_batch({**columns, "label": labels, ROW_WEIGHT: torch.ones(rows)})
 
 
 def show(curves: dict[str, Curve]) -> None:

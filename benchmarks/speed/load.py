@@ -21,9 +21,8 @@ import zstd
 from benchmarks.speed import usual_recipe
 from benchmarks.speed.convert import clicks, ours, start_ray
 from benchmarks.speed.side_by_side import DATA, Goal, in_turn, report, seconds
-from benchmarks.speed.workers import alone
-from recsys_ray.config import DataConfig
-from recsys_ray.data.stream import ROW_WEIGHT, BlockStream, batch_layout
+from benchmarks.speed.workers import alone, stream
+from recsys_ray.data.stream import ROW_WEIGHT
 from recsys_ray.schema import Schema
 
 FIRST, LATER, USUAL, LIMIT = "ours, first epoch", "ours, later epochs", "usual recipe", "limit: read, unpack, concatenate"
@@ -76,8 +75,8 @@ def one_row_a_sample(rows: int, wanted: int) -> Path:
 
 def epochs(blocks: Path, cache: Path, batch: int) -> Callable[[], int]:
     """What runs through the next epoch."""
-    stream = BlockStream(str(blocks / "train"), cache, batch_layout(batch, 256, 1), 0, True, DataConfig(loader_workers=0), "")
-    return lambda: sum(len(columns[ROW_WEIGHT]) for columns in stream)
+    batches = stream(blocks, cache, batch)
+    return lambda: sum(len(columns[ROW_WEIGHT]) for columns in batches)
 
 
 def recipe(samples: Path, cache: Path, job: Load) -> None:

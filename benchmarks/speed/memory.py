@@ -22,6 +22,7 @@ from benchmarks.speed.side_by_side import keep
 from recsys_ray.config import DLRMConfig, LaunchConfig, LoopConfig, ShardingConfig, TrainConfig
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.schema import Schema
+from recsys_ray.training.workload import workload
 from recsys_ray.training.world import join_world
 
 WANTED = 1.25
@@ -50,7 +51,7 @@ def main(job: Memory) -> None:
         with launcher(config.launch) as engine:
             engine.run(measure, config)
         found = [json.loads(Path(folder, f"memory-{rank}.json").read_text()) for rank in range(WORKERS)]
-    show(found, job, schema)
+    show(found, job, job.batch // WORKERS * workload(config, schema, 1.0).batch_bytes)
 
 
 def measure(config: TrainConfig) -> None:
@@ -61,8 +62,8 @@ def measure(config: TrainConfig) -> None:
         Path(config.run_dir, f"memory-{world.rank}.json").write_text(json.dumps(found))
 
 
-def show(found: list[dict[str, Any]], job: Memory, schema: Schema) -> None:
-    batch = job.batch // WORKERS * (12 * len(schema.categorical) + 4 * (len(schema.dense) + 2))
+def show(found: list[dict[str, Any]], job: Memory, batch: float) -> None:
+    """`batch`: bytes of the one in flight."""
     print(f"{'MiB':<12}{'tables':>10}{'optimizer':>11}{'dense':>8}{'batch':>8}{'together':>10}{'peak':>10}{'ratio':>8}")
     ratios = []
     for rank, part in enumerate(found):

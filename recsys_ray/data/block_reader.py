@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -85,7 +86,7 @@ class Concatenation:
             columns.append(np.concatenate(parts))
         return self._typed(columns), np.array(rows)
 
-    @property
+    @cached_property
     def _multi(self) -> set[str]:
         return {name.removesuffix(LENGTHS) for name in self.names if name.endswith(LENGTHS)}
 
