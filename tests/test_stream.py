@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import time
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
+from streaming.base.shared import SharedMemory
 
 from recsys_ray.config import DataConfig, PrepareConfig, SplitConfig
 from recsys_ray.data.block_dataset import BlockDataset, deal
@@ -231,3 +235,20 @@ def test_what_uneven_shares_cost_is_told() -> None:
     assert batch_layout(4096, 256, 3).padding_note() == told.replace("11%", "11 %")
     told = "1 block of a global batch over 2 workers: each reads 1, and 1 of the 2 is padding that counts nothing (50 %)"
     assert batch_layout(256, 256, 2).padding_note() == told
+
+
+def test_shared_memory_that_another_worker_is_still_making_is_waited_for() -> None:
+    segment = Path("/dev/shm") / uuid.uuid4().hex[:12]
+    segment.touch()
+
+    def size_it() -> None:
+        time.sleep(0.2)
+        segment.write_bytes(bytes(4096))
+
+    maker = threading.Thread(target=size_it)
+    maker.start()
+    try:
+        assert len(SharedMemory(segment.name, size=4096).buf) == 4096
+    finally:
+        maker.join()
+        segment.unlink()

@@ -8,6 +8,8 @@ while it is imported.
 
 import itertools
 import sys
+import time
+from multiprocessing.shared_memory import SharedMemory
 from types import ModuleType
 
 for _part in ("vision", "text", "multimodal"):
@@ -30,6 +32,7 @@ from streaming.base.format import Reader  # noqa: E402
 from streaming.base.format.mds.encodings import NDArray  # noqa: E402
 from streaming.base.format.mds.reader import MDSReader  # noqa: E402
 from streaming.base.partition import get_partitions  # noqa: E402
+from streaming.base.shared import memory as _memory  # noqa: E402
 from streaming.base.shared import prefix as _prefix  # noqa: E402
 from streaming.base.util import merge_index  # noqa: E402
 from streaming.base.world import World  # noqa: E402
@@ -55,6 +58,9 @@ __all__ = [
     "separate_shared_memory",
 ]
 
+SIZED_WITHIN = 30.0
+"""Seconds."""
+
 
 def separate_shared_memory(neighbour: int) -> None:
     """Where workers of one host count as nodes of their own, each would take the first free names, all at the same moment.
@@ -62,3 +68,19 @@ def separate_shared_memory(neighbour: int) -> None:
     `neighbour`: how many such workers come before this one.
     """
     _prefix._each_prefix_int = lambda: itertools.count(1000 * neighbour)
+
+
+def _shared_memory(name: str, create: bool, size: int = 0) -> SharedMemory:
+    """Between a segment's making and its sizing another worker may find it empty: Mosaic Streaming allows 7 ms for that, less
+    than a busy host can take."""
+    deadline = time.monotonic() + SIZED_WITHIN
+    while True:
+        try:
+            return SharedMemory(name, create, size)
+        except ValueError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(TICK)
+
+
+_memory.BuiltinSharedMemory = _shared_memory  # type: ignore[assignment, misc]
