@@ -191,12 +191,9 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class ShardingConfig:
-    types: tuple[Literal["table_wise", "row_wise", "column_wise", "table_row_wise"], ...] = (
-        "table_wise",
-        "row_wise",
-        "column_wise",
-    )
-    """What the planner may choose from. Data-parallel is left out: its tables would train with the dense optimizer."""
+    types: tuple[Literal["table_wise", "row_wise", "column_wise", "table_row_wise"], ...] = ("table_wise", "row_wise")
+    """What the planner may choose from. With column_wise, row-wise Adagrad keeps a state for each shard's columns, and so trains
+    differently on another number of workers. Data-parallel is left out: its tables would train with the dense optimizer."""
     memory_gib: float = 0.0
     """Memory a worker may use for tables and activations; 0: what its GPU, or its share of the host, has free."""
 

@@ -11,7 +11,7 @@ import pytest
 
 from recsys_ray.data.block_reader import BlockReader, Concatenation
 from recsys_ray.data.block_writer import BlockWriter
-from recsys_ray.data.blocks import LENGTHS, Block, cut, id_type, mds_columns, narrowed, to_block, widened
+from recsys_ray.data.blocks import LENGTHS, Block, cut, id_type, mds_columns, packed, to_block, unpacked, widened
 from recsys_ray.data.mosaic import MDSWriter, Reader, Stream, StreamingDataset, World
 from recsys_ray.schema import Categorical, Dense, Label, Schema, Timestamp
 
@@ -27,6 +27,8 @@ SCHEMA = Schema(
     )
 )
 SINGLE = Schema(tuple(column for column in SCHEMA.columns if column.name != "tags"))
+
+LISTS = Schema((SCHEMA.columns[-1],))
 
 
 def rows(schema: Schema, count: int) -> pa.Table:
@@ -49,6 +51,11 @@ def rows(schema: Schema, count: int) -> pa.Table:
     return pa.table(columns)
 
 
+def encoded(table: pa.Table, schema: Schema, block_rows: int) -> list[Block]:
+    columns = mds_columns(schema)
+    return list(cut(unpacked(packed(table, columns), columns), block_rows))
+
+
 def write(writer: type[MDSWriter], folder: Path, schema: Schema, blocks: list[Block]) -> Path:
     settings = {"columns": mds_columns(schema), "compression": "zstd:1", "hashes": ["xxh64"], "size_limit": 1 << 15}
     with writer(out=str(folder), **settings) as output:
@@ -62,10 +69,21 @@ def test_ids_are_as_narrow_as_their_table() -> None:
     assert found == {"small": "uint8", "middle": "uint16", "large": "int32", "tags": "uint16"}
 
 
+@pytest.mark.parametrize("schema", [SCHEMA, SINGLE, LISTS])
+def test_packed_rows_keep_their_values_however_they_are_moved(schema: Schema) -> None:
+    table, columns = rows(schema, 2500), mds_columns(schema)
+    order = np.random.default_rng(0).permutation(2500)
+    moved = pa.concat_tables([packed(table, columns).slice(0, 1000), packed(table, columns).slice(1000)]).take(order)
+    found = widened(unpacked(moved.slice(10), columns))
+    for name, values in to_block(table.take(order[10:])).items():
+        assert np.array_equal(found.pop(name), values), name
+    assert not found
+
+
 @pytest.mark.parametrize("block_rows", [200, 256, 1000])
 @pytest.mark.parametrize("schema", [SCHEMA, SINGLE])
 def test_same_bytes_as_the_writer_of_mosaic_streaming(schema: Schema, block_rows: int, tmp_path: Path) -> None:
-    blocks = list(cut(to_block(narrowed(rows(schema, 2500), schema)), block_rows))
+    blocks = encoded(rows(schema, 2500), schema, block_rows)
     theirs = write(MDSWriter, tmp_path / "theirs", schema, blocks)
     ours = write(BlockWriter, tmp_path / "ours", schema, blocks)
     files = sorted(path.name for path in theirs.iterdir())
@@ -79,7 +97,7 @@ def test_same_bytes_as_the_writer_of_mosaic_streaming(schema: Schema, block_rows
 def test_same_arrays_as_the_reader_of_mosaic_streaming(schema: Schema, block_rows: int, tmp_path: Path) -> None:
     """Batches of whole blocks, and the one with the short last block, which is filled up."""
     table = rows(schema, 2500)
-    folder = write(BlockWriter, tmp_path / "blocks", schema, list(cut(to_block(narrowed(table, schema)), block_rows)))
+    folder = write(BlockWriter, tmp_path / "blocks", schema, encoded(table, schema, block_rows))
     plain = StreamingDataset(local=str(folder), batch_size=1)
     decoded = [widened(plain[number]) for number in range(len(plain))]
     readers = open_readers(folder)

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from recsys_ray.config import DataConfig
 from recsys_ray.data import shards
 from recsys_ray.data.block_reader import Concatenation
+from recsys_ray.data.blocks import packed
 from recsys_ray.data.mds_parts import SPLIT_COLUMN, PartWriter
 from recsys_ray.data.mosaic import World
 from recsys_ray.data.sources import ROW_HASH
@@ -34,12 +35,14 @@ SECONDS = 10
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A split of four shards whose rows carry their number."""
-    writer = PartWriter(tmp_path / "dataset", {"row": "ndarray:int32"}, BLOCK_ROWS, ROWS_PER_PART)
+    columns = {"row": "ndarray:int32"}
+    writer = PartWriter(tmp_path / "dataset", columns, BLOCK_ROWS, ROWS_PER_PART)
     writer.root.mkdir()
     writer.start()
-    zeros = np.zeros(ROWS_PER_PART, np.int64)
+    zeros = pa.array(np.zeros(ROWS_PER_PART, np.uint64))
     parts = np.arange(ROWS, dtype=np.int32).reshape(PARTS, -1)
-    tables = (pa.table({"row": rows, SPLIT_COLUMN: zeros, ROW_HASH: zeros.astype(np.uint64)}) for rows in parts)
+    tables = (packed(pa.table({"row": rows}), columns) for rows in parts)
+    tables = (table.append_column(SPLIT_COLUMN, zeros).append_column(ROW_HASH, zeros) for table in tables)
     writer.commit([writer.write(table, number) for number, table in enumerate(tables)])
     return writer.root / "train"
 

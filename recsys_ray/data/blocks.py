@@ -14,6 +14,10 @@ import pyarrow as pa
 from recsys_ray.schema import Categorical, Schema, Timestamp
 
 LENGTHS = ".lengths"
+RECORD = "__record__"
+NDARRAY = "ndarray:"
+PACKED_AT_ONCE = 1 << 11
+"""Rows: few enough for a core's own cache."""
 Block = dict[str, np.ndarray]
 
 
@@ -23,13 +27,13 @@ def mds_columns(schema: Schema) -> dict[str, str]:
     for column in schema.columns:
         match column:
             case Categorical():
-                encodings[column.name] = f"ndarray:{id_type(column)}"
+                encodings[column.name] = f"{NDARRAY}{id_type(column)}"
                 if column.multi:
-                    encodings[column.name + LENGTHS] = "ndarray:int32"
+                    encodings[column.name + LENGTHS] = f"{NDARRAY}int32"
             case Timestamp():
-                encodings[column.name] = "ndarray:int64"
+                encodings[column.name] = f"{NDARRAY}int64"
             case _:
-                encodings[column.name] = "ndarray:float32"
+                encodings[column.name] = f"{NDARRAY}float32"
     return encodings
 
 
@@ -38,14 +42,40 @@ def id_type(column: Categorical) -> str:
     return next(name for name in ("uint8", "uint16", "int32") if column.num_embeddings - 1 <= np.iinfo(name).max)
 
 
-def narrowed(rows: pa.Table, schema: Schema) -> pa.Table:
-    """Transformed rows, their ids in the type that is stored."""
-    for column in schema.categorical:
-        stored: pa.DataType = pa.from_numpy_dtype(id_type(column))
-        place = rows.schema.get_field_index(column.name)
-        ids = rows[column.name].cast(pa.list_(stored) if column.multi else stored, safe=False)
-        rows = rows.set_column(place, column.name, ids)
-    return rows
+def packed(rows: pa.Table, columns: dict[str, str]) -> pa.Table:
+    """Transformed rows, all single values of a row side by side in RECORD, in the types that are stored (`mds_columns`).
+
+    To shuffle, one column of records takes a tenth of the time of forty columns.
+    """
+    record = record_type(columns)
+    records: np.ndarray = np.empty(rows.num_rows, record)
+    values = {name: rows[name].to_numpy() for name in record.fields or ()}
+    for start in range(0, rows.num_rows, PACKED_AT_ONCE):
+        few = slice(start, start + PACKED_AT_ONCE)
+        for name, column in values.items():
+            records[name][few] = column[few]
+    stored = [None, pa.py_buffer(records.view(np.uint8))]
+    table = pa.table({RECORD: pa.FixedSizeBinaryArray.from_buffers(pa.binary(record.itemsize), rows.num_rows, stored)})
+    for name in rows.column_names:
+        if name not in values:
+            table = table.append_column(name, rows[name].cast(pa.list_(pa.from_numpy_dtype(_stored(columns[name])))))
+    return table
+
+
+def unpacked(rows: pa.Table, columns: dict[str, str]) -> Block:
+    """As one block what `packed` packed; its columns are views of the records."""
+    record, values = record_type(columns), rows[RECORD].combine_chunks()
+    records: np.ndarray = np.ndarray(len(values), record, values.buffers()[1], values.offset * record.itemsize)
+    return {name: records[name] for name in record.fields or ()} | to_block(rows.drop_columns([RECORD]))
+
+
+def record_type(columns: dict[str, str]) -> np.dtype:
+    single = [name for name in columns if not name.endswith(LENGTHS) and name + LENGTHS not in columns]
+    return np.dtype([(name, _stored(columns[name])) for name in single])
+
+
+def _stored(encoding: str) -> np.dtype:
+    return np.dtype(encoding.removeprefix(NDARRAY))
 
 
 def widened(block: Block) -> Block:

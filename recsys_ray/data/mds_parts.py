@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_ray.data.block_writer import BlockWriter
-from recsys_ray.data.blocks import cut, to_block
+from recsys_ray.data.blocks import cut, unpacked
 from recsys_ray.data.dataset_directory import remove_folder
 from recsys_ray.data.mosaic import merge_index
 from recsys_ray.data.sources import ROW_HASH, hash_sum
@@ -51,7 +51,7 @@ class Written:
 
 @dataclass(frozen=True)
 class PartWriter:
-    """Writes encoded rows with a SPLIT_COLUMN and ROW_HASH into `root`/train, validation and test, as blocks with the MDS
+    """Writes packed rows with a SPLIT_COLUMN and ROW_HASH into `root`/train, validation and test, as blocks with the MDS
     `columns`."""
 
     root: Path
@@ -101,7 +101,7 @@ class PartWriter:
         with BlockWriter(
             out=str(folder), columns=self.columns, compression=COMPRESSION, hashes=["xxh64"], size_limit=SHARD_BYTES
         ) as writer:
-            for block in cut(to_block(rows), self.block_rows):
+            for block in cut(unpacked(rows, self.columns), self.block_rows):
                 writer.write(block)
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from recsys_ray.data.blocks import narrowed
+from recsys_ray.data.blocks import packed
 from recsys_ray.data.catalogue import item_columns, items_of, merged_items
 from recsys_ray.data.engine import Engine
 from recsys_ray.data.fit import NO_COUNTS, Earlier, Fitted, Measured, completed, measure, wants_fitting
 from recsys_ray.data.leave_one_out import HeldOut, LatestRows, latest_rows
 from recsys_ray.data.mds_parts import SPLIT_COLUMN, PartWriter, Written
-from recsys_ray.data.profile import Profile, profile_batch
+from recsys_ray.data.profile import PerRow, Profile, profile_batch
 from recsys_ray.data.sources import ROW_HASH, Rows, Source
 from recsys_ray.data.splits import RowRules
 from recsys_ray.data.transform import transform
@@ -48,7 +48,7 @@ class Passes:
         names, faults = item_columns(self.rules.schema), self.rules.faults
 
         def found(batch: pa.Table) -> pa.Table:
-            return items_of(batch.filter(pa.array(faults(batch) == None)), names, key)  # noqa: E711
+            return items_of(_good(batch, faults), names, key)
 
         items = self.engine.reduce(self._rows(), found, partial(merged_items, key))
         return items.drop_columns([ROW_HASH])
@@ -57,8 +57,8 @@ class Passes:
         rules, schema, known = self.rules, fitted.schema, self.engine.share(fitted.vocabularies)
 
         def encode(batch: pa.Table) -> pa.Table:
-            batch = batch.filter(pa.array(rules.faults(batch) == None))  # noqa: E711
-            encoded = narrowed(transform(batch, schema, known()), schema)
+            batch = _good(batch, rules.faults)
+            encoded = packed(transform(batch, schema, known()), writer.columns)
             encoded = encoded.append_column(SPLIT_COLUMN, pa.array(rules.splits(batch), pa.uint8()))
             return encoded.append_column(ROW_HASH, batch[ROW_HASH])
 
@@ -79,3 +79,8 @@ class Passes:
 
     def _rows(self) -> Rows:
         return self.source.rows(self.rules.columns, self.engine.share)
+
+
+def _good(batch: pa.Table, faults: PerRow) -> pa.Table:
+    good = faults(batch) == None  # noqa: E711
+    return batch if good.all() else batch.filter(pa.array(good))

@@ -25,6 +25,7 @@ from recsys_ray.data.mds_parts import MIN_ROWS_PER_PART, PartWriter, PartWritten
 from recsys_ray.data.parquet_files import ParquetFiles
 from recsys_ray.data.sources import Rows, Table
 from recsys_ray.data.stages import EngineFailed
+from recsys_ray.freed_memory import keep_freed_memory
 
 MAX_ROWS_PER_TASK = 1 << 18
 T = TypeVar("T")
@@ -79,13 +80,20 @@ def _mapped(rows: Rows, function: Callable[[pa.Table], pa.Table]) -> ray.data.Da
         file_extensions=None,
         override_num_blocks=_tasks(rows.table),
     )
-    return read.map_batches(lambda batch: function(rows.join(batch)), batch_format="pyarrow", batch_size=None)
+
+    def joined(batch: pa.Table) -> pa.Table:
+        keep_freed_memory()
+        return function(rows.join(batch))
+
+    return read.map_batches(joined, batch_format="pyarrow", batch_size=None)
 
 
 def _tasks(files: ParquetFiles) -> int:
-    """Read and write tasks. Ray Data would make 200 at least, of which each costs it 30 ms, and shuffle every piece of each."""
+    """Read and write tasks, as many for each core. Ray Data would make 200 at least, of which each costs it 30 ms, and shuffle
+    every piece of each."""
     cores = int(ray.cluster_resources().get("CPU", 1))
-    return max(1, files.rows // MAX_ROWS_PER_TASK, min(2 * cores, files.rows // MIN_ROWS_PER_PART))
+    rounds = max(2, -(-files.rows // (MAX_ROWS_PER_TASK * cores)))
+    return max(1, min(rounds * cores, files.rows // MIN_ROWS_PER_PART))
 
 
 class MDSDatasink(Datasink[PartWritten]):
@@ -114,10 +122,12 @@ def _quiet() -> Iterator[None]:
     Ray Data draws its bars on a terminal; in a log file its lines every few seconds would drown ours, one a stage. Nor may it
     log a traceback of every failure: it is raised anyway. Its newer reader (v2, the default in Ray 2.60) starts actors for every
     read, 3 seconds of a core each, and puts small files into one block, so that one writer writes all: 2,000 rows took 22 s
-    rather than 3, a million 13 s rather than 4.
+    rather than 3, a million 13 s rather than 4. And what it reserves for operators that run beside one another leaves half of a
+    host of two cores idle: ours run one after the other.
     """
     context = ray.data.DataContext.get_current()
     context.use_datasource_v2 = False
+    context.op_resource_reservation_enabled = False
     context.enable_progress_bars = sys.stderr.isatty()
     logger = logging.getLogger("ray.data")
     level = logger.level

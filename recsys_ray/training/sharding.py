@@ -24,10 +24,14 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from recsys_ray.config import OptimizerConfig, ShardingConfig
+from recsys_ray.training.cluster import DEVICES
 from recsys_ray.training.world import World
 
 GIB = 1 << 30
 RESERVED = 0.15
+FUSED = ["fused"]
+"""Kernels: tables in the worker's own memory, updated in the backward pass. On GPUs the planner would also offer ones that page
+tables in from the host, which are so many choices more that it plans worse where all would fit."""
 INIT_ROWS = 1 << 16
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
@@ -42,6 +46,9 @@ class BagSharder(EmbeddingBagCollectionSharder):
     def sharding_types(self, compute_device_type: str) -> list[str]:
         return list(self._types)
 
+    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
+        return FUSED
+
 
 class SequenceSharder(EmbeddingCollectionSharder):
     """The same for embeddings that the model pools itself."""
@@ -53,6 +60,9 @@ class SequenceSharder(EmbeddingCollectionSharder):
     def sharding_types(self, compute_device_type: str) -> list[str]:
         return list(self._types)
 
+    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
+        return FUSED
+
 
 def sharders(types: tuple[str, ...]) -> list[ModuleSharder]:
     return [BagSharder(types), SequenceSharder(types)]
@@ -62,8 +72,10 @@ def shard(module: nn.Module, world: World, config: ShardingConfig, optimizer: Op
     """A DistributedModelParallel of `module`, its tables not initialised. Raises ValueError when they do not fit."""
     fuse_sparse_optimizer(module, optimizer)
     memory = available_memory(world, config)
-    plan = make_plan(module, config.types, world, memory, local_batch)
-    return DistributedModelParallel(module, device=world.device, plan=plan, sharders=sharders(config.types))
+    # Of one worker, rows or columns would be cut and put together again in every step for nothing.
+    types = ("table_wise",) if world.size == 1 and "table_wise" in config.types else config.types
+    plan = make_plan(module, types, world, memory, local_batch)
+    return DistributedModelParallel(module, device=world.device, plan=plan, sharders=sharders(types))
 
 
 def fuse_sparse_optimizer(module: nn.Module, config: OptimizerConfig) -> None:
@@ -98,12 +110,17 @@ def free_host_memory() -> int:
 def make_plan(module: nn.Module, types: tuple[str, ...], world: World, memory: int, local_batch: int) -> ShardingPlan:
     """Plans on rank 0 for all. Raises ValueError with the sizes and a remedy when no plan fits in `memory` bytes a worker."""
     on_gpu = world.device.type == "cuda"
+    cpu = DEVICES["cpu"]
+    # TorchRec's own are those of GPUs, to which every exchange costs next to nothing: it would cut every table by rows, which
+    # through gloo takes a third longer. In bytes a millisecond.
+    bandwidths = {"ddr_mem_bw": cpu.memory_gb_s, "intra_host_bw": cpu.link_gb_s, "inter_host_bw": cpu.network_gb_s}
     topology = Topology(
         world_size=world.size,
         local_world_size=world.local_size,
         compute_device=world.device.type,
         hbm_cap=memory if on_gpu else 0,
         ddr_cap=0 if on_gpu else memory,
+        **{name: gb_s * 1e6 for name, gb_s in bandwidths.items() if not on_gpu},
     )
     planner = EmbeddingShardingPlanner(
         topology=topology,

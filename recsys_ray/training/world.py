@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 from collections.abc import Iterator
@@ -12,10 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""As in malloc.h."""
-MMAP_ABOVE, TRIM_ABOVE = 1 << 27, 1 << 29
-"""Bytes: larger ones, such as embedding tables, have pages of their own, and no more than that stays in hand unused."""
+from recsys_ray.freed_memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -59,15 +55,6 @@ def join_world(cpus: float) -> Iterator[World]:
     finally:
         if ours:
             dist.destroy_process_group()
-
-
-def keep_freed_memory() -> None:
-    """What one step frees the next takes again, rather than fresh pages of the system, each of which it must clear first: a sixth
-    of a step on a CPU. By glibc's mallopt; another C library goes on as it would."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, MMAP_ABOVE)
-        libc.mallopt(M_TRIM_THRESHOLD, TRIM_ABOVE)
 
 
 def _meet(device: torch.device) -> World:
