@@ -20,7 +20,8 @@ from recsys_ray.training import sharding
 from recsys_ray.training.loop import make_step, pipelined_step, train_steps
 from recsys_ray.training.optimizers import build_optimizer, rate_factor, set_learning_rates
 from recsys_ray.training.sharding import initialise_tables, make_plan, on_their_devices, plan_shards, plan_table, shard
-from recsys_ray.training.world import World
+from recsys_ray.training.world import World, join_world
+from tests.workers import run_workers
 
 SCHEMA = Schema(
     (
@@ -134,29 +135,43 @@ def test_rate_of_zero_moves_nothing_and_a_rate_moves_tables_and_dense_parts(worl
     assert moved(1) == set()
 
 
+def trained(world: World, interaction: str, pipelined: bool) -> tuple[list[float], list[np.ndarray], dict[str, torch.Tensor]]:
+    """Losses, what it then predicted in each of two epochs, and this worker's weights."""
+    made = task(interaction)
+    model = shard(made.module, world, ShardingConfig(), OptimizerConfig(), ROWS)
+    initialise_tables(model, 0.0, 1)
+    optimizer = build_optimizer(model, OptimizerConfig())
+    step = (pipelined_step if pipelined else make_step)(model, optimizer, world)
+    losses: list[float] = []
+    evaluated = []
+    for first in (0, 5):
+        batches = (made.to_batch(columns(world.size * seed + world.rank)) for seed in range(first, first + 5))
+        losses += [float(loss) for loss in train_steps(step, batches, optimizer, first, LoopConfig(), OptimizerConfig(), 0)]
+        found = predict_split(model, [made.to_batch(columns(99))], world.device)
+        evaluated += [] if found is None else [found[0]]
+    return losses, evaluated, {name: _value(tensor) for name, tensor in model.state_dict().items()}
+
+
+def pipelined_as_plain(world: World, interaction: str) -> None:
+    (plain_losses, plain_found, plain), (losses, found, weights) = (trained(world, interaction, way) for way in (False, True))
+    assert len(losses) == 10 and losses == plain_losses
+    assert len(found) == (2 if world.rank == 0 else 0) and np.array_equal(plain_found, found)
+    assert not found or not np.array_equal(found[0], found[1])
+    assert weights and all(torch.equal(plain[name], weights[name]) for name in plain)
+
+
 def test_pipelined_epochs_train_and_evaluate_as_plain_ones(world: World) -> None:
     """TrainPipelineSparseDist is the GPU's path; here it runs on the CPU, and gives the plain loop's every bit."""
+    pipelined_as_plain(world, "dcn")
 
-    def trained(pipelined: bool) -> tuple[list[float], list[np.ndarray], dict[str, torch.Tensor]]:
-        made = task("dcn")
-        model = shard(made.module, world, ShardingConfig(), OptimizerConfig(), ROWS)
-        initialise_tables(model, 0.0, 1)
-        optimizer = build_optimizer(model, OptimizerConfig())
-        step = (pipelined_step if pipelined else make_step)(model, optimizer, world)
-        losses: list[float] = []
-        evaluated = []
-        for first in (0, 5):
-            batches = (made.to_batch(columns(seed)) for seed in range(first, first + 5))
-            losses += [float(loss) for loss in train_steps(step, batches, optimizer, first, LoopConfig(), OptimizerConfig(), 0)]
-            found = predict_split(model, [made.to_batch(columns(99))], world.device)
-            assert found is not None
-            evaluated.append(found[0])
-        return losses, evaluated, {name: _value(tensor) for name, tensor in model.state_dict().items()}
 
-    (plain_losses, plain_found, plain), (losses, found, weights) = trained(False), trained(True)
-    assert len(losses) == 10 and losses == plain_losses
-    assert np.array_equal(plain_found, found) and not np.array_equal(found[0], found[1])
-    assert all(torch.equal(plain[name], weights[name]) for name in plain)
+def test_so_do_those_of_two_workers() -> None:
+    run_workers(in_a_group, 2)
+
+
+def in_a_group() -> None:
+    with join_world(1) as world:
+        pipelined_as_plain(world, "dot")
 
 
 def test_training_stops_at_max_steps(world: World) -> None:
@@ -174,5 +189,8 @@ def _parts(tables: Any) -> list[Any]:
     return [part for table in tables.values() for part in table.sharding_spec.shards]
 
 
-def _value(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.local_shards()[0].tensor if hasattr(tensor, "local_shards") else tensor
+def _value(tensor: Any) -> torch.Tensor:
+    """What this worker has of it."""
+    if not hasattr(tensor, "local_shards"):
+        return tensor
+    return torch.cat([part.tensor for part in tensor.local_shards()] or [torch.empty(0)])

@@ -29,11 +29,11 @@ from benchmarks.speed.load import dataset, one_row_a_sample
 from benchmarks.speed.side_by_side import DATA, Goal, Rates, report, seconds
 from benchmarks.speed.workers import ALONE, MODEL, alone, build, resident, stream
 from recsys_ray.data.dataset_directory import DatasetDirectory
-from recsys_ray.data.stream import ROW_WEIGHT
+from recsys_ray.data.stream import ROW_WEIGHT, BlockStream
 from recsys_ray.models.build import build_task
 from recsys_ray.models.task import Batch
 
-DISK, MEMORY = "ours, from disk", "ours, on batches in memory"
+FIRST, LATER, MEMORY = "ours, from disk, first epoch", "ours, from disk, later epochs", "ours, on batches in memory"
 USUAL, USUAL_MEMORY = "usual recipe, from disk", "usual loop, on batches in memory"
 BURST = 10
 """Steps from disk, then as many in memory, and so on: the speed of these machines drifts within a run."""
@@ -55,13 +55,13 @@ def main(job: Train) -> None:
         usual = pool.submit(Usual.start, job, blocks, samples)
         usual.result()
         ours = Ours(job, blocks)
-        rates: Rates = {DISK: [], MEMORY: [], USUAL: [], USUAL_MEMORY: []}
+        rates: Rates = {FIRST: [], LATER: [], MEMORY: [], USUAL: [], USUAL_MEMORY: []}
         for number in range(job.repeats):
             measured = zip(rates, [*ours.measure(), *pool.submit(Usual.measure).result()], strict=True)
             for name, found in measured:
                 rates[name].append(found)
                 print(f"  {number + 1}/{job.repeats}  {name:<44}{found:>14,.0f} rows/s", flush=True)
-    goals = [Goal(DISK, MEMORY, 0.95), Goal(DISK, USUAL, 10), Goal(MEMORY, USUAL_MEMORY, 1.5)]
+    goals = [Goal(FIRST, MEMORY, 0.95), Goal(LATER, MEMORY, 0.95), Goal(FIRST, USUAL, 10), Goal(MEMORY, USUAL_MEMORY, 1.5)]
     report("train", rates, goals, {"batch": job.batch, "threads": job.threads})
 
 
@@ -73,18 +73,22 @@ class Ours:
         self._batches = cycle(resident(blocks, self._trained.task, job.batch, 40))
         self._steps(islice(self._batches, 5))
 
-    def measure(self) -> tuple[float, float]:
-        """Rows a second from disk, in an epoch from an empty cache, and in memory. Whole batches are counted."""
-        disk = memory = 0.0
-        bursts = self._job.rows // self._job.batch // BURST
+    def measure(self) -> tuple[float, float, float]:
+        """Rows a second from disk, in an epoch from an empty cache and in the one after it, and in memory."""
         with tempfile.TemporaryDirectory(dir=DATA) as cache:
             columns = stream(self._blocks, Path(cache), self._job.batch)
-            batches = map(self._trained.task.to_batch, columns)
-            for _ in range(bursts):
-                disk += seconds(lambda: self._steps(islice(batches, BURST)))
-                memory += seconds(lambda: self._steps(islice(self._batches, BURST)))
-        rows = bursts * BURST * self._job.batch
-        return rows / disk, rows / memory
+            (first, beside), (later, memory) = self._epoch(columns), self._epoch(columns)
+        rows = self._job.rows // self._job.batch // BURST * BURST * self._job.batch
+        return rows / first, rows / later, 2 * rows / (beside + memory)
+
+    def _epoch(self, columns: BlockStream) -> tuple[float, float]:
+        """Seconds from disk and in memory, of whole bursts."""
+        disk = memory = 0.0
+        batches = map(self._trained.task.to_batch, columns)
+        for _ in range(self._job.rows // self._job.batch // BURST):
+            disk += seconds(lambda: self._steps(islice(batches, BURST)))
+            memory += seconds(lambda: self._steps(islice(self._batches, BURST)))
+        return disk, memory
 
     def _steps(self, batches: Iterator[Batch]) -> None:
         with suppress(StopIteration):

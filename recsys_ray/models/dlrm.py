@@ -6,6 +6,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+import torch.fx
 from torch import nn
 from torchrec.models.dlrm import DLRM, DLRM_DCN, OverArch
 
@@ -16,6 +17,9 @@ from recsys_ray.models.interaction import DotInteraction, SparseFeatures
 from recsys_ray.models.losses import global_mean_loss
 from recsys_ray.models.task import Batch, Columns, Task
 from recsys_ray.schema import Schema
+
+# By name and here: what a decorator wraps is wrapped in the module of its own alone.
+torch.fx.wrap("global_mean_loss")
 
 
 def build_dlrm(config: DLRMConfig, schema: Schema, row_weight: str, device: torch.device, autocast: torch.dtype | None) -> Task:

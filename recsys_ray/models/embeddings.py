@@ -42,13 +42,14 @@ def module_name(table: str) -> str:
 
 
 def jagged(columns: dict[str, torch.Tensor], features: tuple[Categorical, ...]) -> KeyedJaggedTensor:
-    """Table rows of F features x B rows, feature-major; a feature without `.lengths` has length 1 everywhere."""
+    """Table rows of F features x B rows, int32, feature-major; a feature without `.lengths` has length 1 everywhere. TorchRec
+    makes int64 of them only after workers have exchanged them."""
     name = features[0].name
     rows = len(columns.get(name + LENGTHS, columns[name]))
     ones = torch.ones(rows, dtype=torch.int32)
     return KeyedJaggedTensor(
         keys=[feature.name for feature in features],
-        values=torch.cat([columns[feature.name] for feature in features]).long(),
+        values=torch.cat([columns[feature.name] for feature in features]),
         lengths=torch.cat([columns.get(feature.name + LENGTHS, ones) for feature in features]),
     )
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-import torch.fx
 from torch.nn import functional
 
 from recsys_ray.models.collectives import gather_equal, gather_with_gradient, my_rank, workers
@@ -21,7 +20,6 @@ def _global_mean(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return (losses * weights).sum() * workers() / total.clamp(min=torch.finfo(torch.float32).tiny)
 
 
-@torch.fx.wrap
 def global_mean_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Mean binary cross-entropy, weighted; all arguments are [B]."""
     return _global_mean(functional.binary_cross_entropy_with_logits(logits, labels, reduction="none"), weights)
