@@ -11,8 +11,9 @@ import pytest
 
 from recsys_ray.data.block_reader import BlockReader, Concatenation
 from recsys_ray.data.block_writer import BlockWriter
-from recsys_ray.data.blocks import LENGTHS, Block, cut, id_type, mds_columns, packed, to_block, unpacked, widened
+from recsys_ray.data.blocks import LENGTHS, Block, cut, id_type, mds_columns, widened
 from recsys_ray.data.mosaic import MDSWriter, Reader, Stream, StreamingDataset, World
+from recsys_ray.data.records import packed, to_block, unpacked
 from recsys_ray.schema import Categorical, Dense, Label, Schema, Timestamp
 
 SCHEMA = Schema(

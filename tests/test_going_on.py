@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch.multiprocessing import ProcessRaisedException
 
 from recsys_ray.config import PrepareConfig, ShardingConfig, TrainConfig
-from recsys_ray.data.dataset_directory import DatasetDirectory, load_vocabularies
+from recsys_ray.data.dataset_directory import DatasetDirectory
+from recsys_ray.data.dataset_tables import load_vocabularies
 from recsys_ray.data.prepare import prepare
 from recsys_ray.launch.stopping import STOP
 from recsys_ray.training.train import train

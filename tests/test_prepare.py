@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys_ray.config import SplitConfig
-from recsys_ray.data.dataset_directory import DatasetDirectory, load_vocabularies
+from recsys_ray.data.dataset_directory import DatasetDirectory
+from recsys_ray.data.dataset_tables import load_vocabularies
 from recsys_ray.data.prepare import prepare
 from recsys_ray.data.splits import SPLITS
 from recsys_ray.schema import Categorical, Dense, Label, Timestamp

@@ -15,7 +15,8 @@ import torch.distributed as dist
 
 from recsys_ray.config import DataConfig, PrepareConfig, SplitConfig
 from recsys_ray.data import spark_engine
-from recsys_ray.data.dataset_directory import DatasetDirectory, load_vocabularies
+from recsys_ray.data.dataset_directory import DatasetDirectory
+from recsys_ray.data.dataset_tables import load_vocabularies
 from recsys_ray.data.parquet_files import find_parquet
 from recsys_ray.data.prepare import prepare
 from recsys_ray.data.splits import SPLITS

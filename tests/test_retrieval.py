@@ -29,7 +29,8 @@ from recsys_ray.config import (
     TwoTowerConfig,
 )
 from recsys_ray.data.catalogue import FREQUENCY
-from recsys_ray.data.dataset_directory import DatasetDirectory, load_catalogue
+from recsys_ray.data.dataset_directory import DatasetDirectory
+from recsys_ray.data.dataset_tables import load_catalogue
 from recsys_ray.data.prepare import prepare
 from recsys_ray.data.split_reader import read_split
 from recsys_ray.datasets import choices

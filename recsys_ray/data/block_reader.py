@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from recsys_ray.data.blocks import LENGTHS, Block, widened
+from recsys_ray.data.blocks import LENGTHS, Block, stored_type, widened
 from recsys_ray.data.mosaic import MDSReader, Reader
 
 Sample = np.ndarray
@@ -57,7 +57,7 @@ class Concatenation:
     @classmethod
     def of(cls, shard: Reader, block_rows: int) -> Self:
         assert isinstance(shard, BlockReader)
-        types = [np.dtype(encoding.removeprefix("ndarray:")) for encoding in shard.column_encodings]
+        types = [stored_type(encoding) for encoding in shard.column_encodings]
         return cls(shard.column_names, types, block_rows)
 
     def __call__(self, blocks: list[Sample]) -> tuple[Block, np.ndarray]:

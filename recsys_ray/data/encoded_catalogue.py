@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from recsys_ray.data.blocks import to_block
 from recsys_ray.data.catalogue import FREQUENCY, item_columns
-from recsys_ray.data.dataset_directory import DatasetDirectory, load_catalogue, load_vocabularies
+from recsys_ray.data.dataset_directory import DatasetDirectory
+from recsys_ray.data.dataset_tables import load_catalogue, load_vocabularies
+from recsys_ray.data.records import to_block
 from recsys_ray.data.transform import transform
 
 

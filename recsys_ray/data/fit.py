@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_ray.data.dataset_directory import DatasetDirectory, load_vocabularies
+from recsys_ray.data.dataset_directory import DatasetDirectory
+from recsys_ray.data.dataset_tables import load_vocabularies
 from recsys_ray.data.exact_sums import Moments, moments_of
 from recsys_ray.data.profile import PerRow
 from recsys_ray.data.transform import Vocabularies, canonical, positives, unscaled, value_hashes

@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_ray.data.block_writer import BlockWriter
-from recsys_ray.data.blocks import cut, unpacked
+from recsys_ray.data.blocks import cut
 from recsys_ray.data.dataset_directory import remove_folder
 from recsys_ray.data.mosaic import merge_index
+from recsys_ray.data.records import unpacked
 from recsys_ray.data.sources import ROW_HASH, hash_sum
 from recsys_ray.data.splits import SPLITS
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from recsys_ray.data.blocks import packed
 from recsys_ray.data.catalogue import item_columns, items_of, merged_items
 from recsys_ray.data.engine import Engine
 from recsys_ray.data.fit import NO_COUNTS, Earlier, Fitted, Measured, completed, measure, wants_fitting
 from recsys_ray.data.leave_one_out import HeldOut, LatestRows, latest_rows
 from recsys_ray.data.mds_parts import SPLIT_COLUMN, PartWriter, Written
 from recsys_ray.data.profile import PerRow, Profile, profile_batch
+from recsys_ray.data.records import packed
 from recsys_ray.data.sources import ROW_HASH, Rows, Source
 from recsys_ray.data.splits import RowRules
 from recsys_ray.data.transform import transform

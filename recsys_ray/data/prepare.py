@@ -15,7 +15,8 @@ from recsys_ray.config import DataConfig, PrepareConfig
 from recsys_ray.data.arrow_types import check_columns
 from recsys_ray.data.blocks import mds_columns
 from recsys_ray.data.catalogue import absence, check_item_key, item_table, with_frequencies
-from recsys_ray.data.dataset_directory import SUMMARY, DatasetDirectory, staged, write_catalogue, write_vocabularies
+from recsys_ray.data.dataset_directory import SUMMARY, DatasetDirectory, staged
+from recsys_ray.data.dataset_tables import write_catalogue, write_vocabularies
 from recsys_ray.data.engine import open_engine
 from recsys_ray.data.fit import NOTHING, Earlier, Fitted
 from recsys_ray.data.mds_parts import PartWriter, rows_per_part

@@ -13,7 +13,8 @@ import ray
 import ray.data
 
 from recsys_ray.data.catalogue import FREQUENCY
-from recsys_ray.data.dataset_directory import CATALOGUE, DatasetDirectory, load_catalogue
+from recsys_ray.data.dataset_directory import DatasetDirectory
+from recsys_ray.data.dataset_tables import CATALOGUE, load_catalogue
 from recsys_ray.serving.bundle import load_retriever
 from recsys_ray.serving.index import VECTOR
 

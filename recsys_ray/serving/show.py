@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 import torch
 
 from recsys_ray.data.blocks import LENGTHS
-from recsys_ray.data.dataset_directory import DatasetDirectory, load_catalogue
+from recsys_ray.data.dataset_directory import DatasetDirectory
+from recsys_ray.data.dataset_tables import load_catalogue
 from recsys_ray.data.split_reader import read_split
 from recsys_ray.data.transform import table_rows
 from recsys_ray.schema import Schema

@@ -13,7 +13,6 @@ import torch.distributed as dist
 
 from recsys_ray.config import LoopConfig, TrainConfig, TwoTowerConfig, to_json
 from recsys_ray.data.dataset_directory import DatasetDirectory
-from recsys_ray.data.encoded_catalogue import encoded_catalogue, group_names
 from recsys_ray.data.mosaic import separate_shared_memory
 from recsys_ray.data.shard_cache import shard_cache
 from recsys_ray.data.stream import ROW_WEIGHT, BatchLayout, BlockStream, batch_layout
@@ -27,7 +26,6 @@ from recsys_ray.training.progress import Progress
 from recsys_ray.training.sharding import initialise_tables, plan_shards, plan_table, shard
 from recsys_ray.training.startup import Startup
 from recsys_ray.training.tracking import Tracker
-from recsys_ray.training.warm_start import warm_start
 from recsys_ray.training.world import World, join_world
 
 # Not print: Ray Train shows what its workers print twice.
@@ -58,7 +56,7 @@ def train(config: TrainConfig) -> None:
         startup.done("model")
         checkpoints = Checkpoints(config, dataset, model, optimizer)
         progress, changes = checkpoints.resume()
-        matches = warm_start(config.init_from, dataset, model) if config.init_from and not progress.step else []
+        matches = start_warm(config, dataset, model) if config.init_from and not progress.step else []
         startup.done("checkpoint")
         tracker = start_tracking(config, world, progress, dataset, model)
         tell(world, layout, progress, changes, matches, tracker)
@@ -98,10 +96,21 @@ def catalogue(config: TrainConfig, dataset: DatasetDirectory) -> Catalogue | Non
     """What a retrieval model recommends from."""
     if not isinstance(config.model, TwoTowerConfig):
         return None
+    # Not at the top: a ranking model has no use for it and its Arrow.
+    from recsys_ray.data.encoded_catalogue import encoded_catalogue, group_names
+
     key = dataset.schema.key("item")
     columns, frequency = encoded_catalogue(dataset)
     assert key is not None
     return Catalogue(columns, frequency, key, group_names(dataset, config.model.group_by))
+
+
+def start_warm(config: TrainConfig, dataset: DatasetDirectory, model: Any) -> list[str]:
+    """What matched, a line each."""
+    # Not at the top: a run that starts cold has no use for it and its Arrow.
+    from recsys_ray.training.warm_start import warm_start
+
+    return warm_start(config.init_from, dataset, model)
 
 
 def autocast_type(loop: LoopConfig, world: World) -> torch.dtype | None:
