@@ -16,7 +16,7 @@ from benchmarks.speed.side_by_side import DATA
 from recsys_ray.config import DataConfig, DLRMConfig, OptimizerConfig, ShardingConfig
 from recsys_ray.data.dataset_directory import DatasetDirectory
 from recsys_ray.data.stream import ROW_WEIGHT, BlockStream, batch_layout
-from recsys_ray.freed_memory import keep_freed_memory
+from recsys_ray.host_memory import keep_freed_memory
 from recsys_ray.models.build import build_task
 from recsys_ray.models.task import Batch, Task
 from recsys_ray.schema import Schema

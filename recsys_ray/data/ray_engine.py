@@ -25,7 +25,7 @@ from recsys_ray.data.mds_parts import MIN_ROWS_PER_PART, PartWriter, PartWritten
 from recsys_ray.data.parquet_files import ParquetFiles
 from recsys_ray.data.sources import Rows, Table
 from recsys_ray.data.stages import EngineFailed
-from recsys_ray.freed_memory import keep_freed_memory
+from recsys_ray.host_memory import keep_freed_memory
 
 MAX_ROWS_PER_TASK = 1 << 18
 T = TypeVar("T")

@@ -24,6 +24,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from recsys_ray.config import OptimizerConfig, ShardingConfig
+from recsys_ray.host_memory import zeros_on_huge_pages
 from recsys_ray.training.cluster import DEVICES
 from recsys_ray.training.world import World
 
@@ -157,6 +158,8 @@ def initialise_tables(model: nn.Module, init_range: float, seed: int) -> None:
             continue
         rows, dim = tensor.size()
         for local in tensor.local_shards():
+            if local.tensor.device.type == "cpu":
+                zeros_on_huge_pages(local.tensor.data_ptr(), local.tensor.nbytes)
             (first, left), (count, width) = local.metadata.shard_offsets, local.metadata.shard_sizes
             for chunk in range(first // INIT_ROWS, -(-(first + count) // INIT_ROWS)):
                 start, stop = chunk * INIT_ROWS, min((chunk + 1) * INIT_ROWS, rows)

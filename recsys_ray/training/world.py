@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from recsys_ray.freed_memory import keep_freed_memory
+from recsys_ray.host_memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
