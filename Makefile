@@ -8,7 +8,7 @@ LOCK := requirements/$(if $(shell command -v nvidia-smi),gpu,cpu).lock
 # uv does not read pip's configuration: hand it pip's find-links; without any, its own index of CPU builds serves torch.
 CPU_TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 TORCH_SOURCE := $(if $(findstring cpu,$(LOCK)),$(CPU_TORCH))
-SPEED := convert load train scale memory growth startup
+SPEED := convert load train scale memory growth startup retrieval
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --all-extras --no-emit-find-links --no-header
 
 .PHONY: demo test lint bench bench-models chaos lock clean

@@ -2,7 +2,8 @@
 
     python -m benchmarks.speed.startup            # a minute
 
-The job says itself what its worker's seconds went to; the time before that is the launcher's and that of the worker's imports.
+The job says itself what its worker's seconds went to. What the launching process and the worker import is timed apart; the rest
+of the time before the worker began is the launcher's.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ import tyro
 from benchmarks.speed.load import dataset
 from benchmarks.speed.side_by_side import DATA, keep
 
-BEFORE = "launcher, and imports of the worker"
+LAUNCHING, LAUNCHER, WORKER = "imports of the launching process", "launcher", "imports of the worker"
+IMPORTS = {
+    LAUNCHING: "import runpy; runpy.run_path('jobs/train_dlrm.py')",
+    WORKER: "import recsys_ray.training.train",
+}
 SAID = re.compile(r"first step ([0-9.]+) s after the worker began: (.*)")
 
 
@@ -54,7 +59,16 @@ def first_step(blocks: Path, engine: str) -> dict[str, float]:
             said, elapsed = next((found, seconds) for found, seconds in told if found)
             process.stdout.read()
     parts = {name.strip(): float(seconds) for name, seconds in re.findall(r"([a-z ]+) ([0-9.]+)", said[2])}
-    return {BEFORE: elapsed - float(said[1]), **parts}
+    launching, worker = (imported(code) for code in IMPORTS.values())
+    return {LAUNCHING: launching, LAUNCHER: elapsed - float(said[1]) - launching - worker, WORKER: worker, **parts}
+
+
+def imported(code: str) -> float:
+    """Seconds from the start of a Python process until it has run `code`."""
+    began = time.time()
+    done = "import time; print('done', time.time())"
+    said = subprocess.run([sys.executable, "-c", f"{code}; {done}"], check=True, capture_output=True, text=True).stdout
+    return float(said.split("done")[-1]) - began
 
 
 if __name__ == "__main__":
