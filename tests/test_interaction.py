@@ -48,8 +48,12 @@ def test_under_autocast(inputs: tuple[torch.Tensor, torch.Tensor]) -> None:
     torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.2)
 
 
-@pytest.mark.parametrize("keys", [["a", "b", "c"], ["c", "a", "b"]])
+@pytest.mark.parametrize("keys", [["a", "b", "c", "d"], ["c", "a", "d", "b"]])
 def test_embeddings_in_the_order_of_the_features(keys: list[str]) -> None:
-    vectors = {name: torch.randn(ROWS, DIM) for name in keys}
-    found = in_order(KeyedTensor(keys, [DIM] * 3, torch.cat([vectors[name] for name in keys], dim=1)), ["a", "b", "c"])
-    assert torch.equal(found, torch.cat([vectors[name] for name in "abc"], dim=1))
+    vectors = {name: torch.randn(ROWS, DIM, requires_grad=True) for name in keys}
+    found = in_order(KeyedTensor(keys, [DIM] * 4, torch.cat([vectors[name] for name in keys], dim=1)), [*"abcd"])
+    expected = torch.stack([vectors[name] for name in "abcd"], dim=1)
+    assert torch.equal(found, expected)
+    weights = torch.randn_like(expected)
+    got, wanted = (torch.autograd.grad((values * weights).sum(), list(vectors.values())) for values in (found, expected))
+    assert all(torch.equal(one, other) for one, other in zip(got, wanted, strict=True))

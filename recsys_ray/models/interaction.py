@@ -29,18 +29,39 @@ class SparseFeatures(nn.Module):
         super().__init__()
         self.embedding_bag_collection = tables
         self.sparse_feature_names = [name for table in tables.embedding_bag_configs() for name in table.feature_names]
-        self._dim = tables.embedding_bag_configs()[0].embedding_dim
 
     def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
         """[B, F, D], in the order of `sparse_feature_names`."""
-        found = in_order(self.embedding_bag_collection(features), self.sparse_feature_names)
-        return found.view(-1, len(self.sparse_feature_names), self._dim)
+        return in_order(self.embedding_bag_collection(features), self.sparse_feature_names)
 
 
 @torch.fx.wrap
 def in_order(found: KeyedTensor, names: list[str]) -> torch.Tensor:
-    """Shards may return them in another one."""
-    return found.values() if found.keys() == names else KeyedTensor.regroup([found], [names])[0]
+    """[B, F, D]; shards may return the features in another order."""
+    values, keys = found.values(), found.keys()
+    values = values.view(len(values), len(names), -1)
+    return values if keys == names else _Reordered.apply(values, *_order(tuple(keys), tuple(names), values.device))
+
+
+@cache
+def _order(keys: tuple[str, ...], names: tuple[str, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each name the place among the keys, and of each key its place among the names."""
+    order, back = [keys.index(name) for name in names], [names.index(key) for key in keys]
+    return torch.tensor(order, device=device), torch.tensor(back, device=device)
+
+
+class _Reordered(torch.autograd.Function):
+    """As `features[:, order]`; its gradient is no sum, but the same the other way round."""
+
+    @staticmethod
+    def forward(ctx: Any, features: torch.Tensor, order: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(back)
+        return features.index_select(1, order)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (back,) = ctx.saved_tensors
+        return gradient.index_select(1, back), None, None
 
 
 class DotInteraction(nn.Module):
