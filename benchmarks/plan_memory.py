@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-from unittest.mock import patch
 
 import torch
 import tyro
@@ -27,6 +25,7 @@ from torch import nn
 
 from recsys_ray.config import DLRMConfig, LaunchConfig, LoopConfig, OptimizerConfig, ShardingConfig, TrainConfig
 from recsys_ray.data.stream import ROW_WEIGHT
+from recsys_ray.host_memory import M_MMAP_THRESHOLD
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.models.build import build_task
 from recsys_ray.models.task import Batch, Task
@@ -40,6 +39,8 @@ from recsys_ray.training.workload import workload
 from recsys_ray.training.world import World, join_world
 
 TABLES, WORKERS, MIB = 8, 2, 1 << 20
+GIVEN_BACK_ABOVE = 1 << 16
+"""Bytes."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,13 @@ def main(job: PlanMemory) -> None:
         Path(folder, "schema.json").write_text(schema.to_json())
         predicted = plan(workload(config, schema, 1.0), Cluster(gpus_per_node=WORKERS, gpu="cpu"))
         assert predicted is not None
-        usual = measured_run(config)
-        with patch.dict(os.environ, {"MALLOC_MMAP_THRESHOLD_": "65536"}):
-            returning = measured_run(config)
-        show(predicted, usual, returning)
+        show(predicted, measured_run(measure, config), measured_run(measure_in_use, config))
 
 
-def measured_run(config: TrainConfig) -> list[dict[str, Any]]:
+def measured_run(measuring: Callable[[TrainConfig], None], config: TrainConfig) -> list[dict[str, Any]]:
     """By worker."""
     with launcher(config.launch) as engine:
-        engine.run(measure, config)
+        engine.run(measuring, config)
     return [json.loads(Path(config.run_dir, f"measured-{rank}.json").read_text()) for rank in range(WORKERS)]
 
 
@@ -90,16 +88,28 @@ def tables(gib: float, dim: int) -> Schema:
 
 
 def measure(config: TrainConfig) -> None:
-    """On a worker. A small model first: what libraries take once belongs to no model."""
+    """On a worker."""
     with join_world(1) as world:
-        small = replace(config, train=LoopConfig(global_batch=64, max_steps=2))
-        run(small, tables(0.001, config.model.embedding_dim), world)
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
-        before = resident("VmRSS")
-        found = run(config, Schema.load(Path(config.run_dir, "schema.json")), world)
-        found["rest"] = resident("VmHWM") - before - found["tables"] - found["optimizer"] - found["dense"]
-        Path(config.run_dir, f"measured-{world.rank}.json").write_text(json.dumps(found))
+        measure_worker(config, world)
+
+
+def measure_in_use(config: TrainConfig) -> None:
+    """With a malloc that keeps nothing large."""
+    with join_world(1) as world:
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, GIVEN_BACK_ABOVE)
+        measure_worker(config, world)
+
+
+def measure_worker(config: TrainConfig, world: World) -> None:
+    """A small model first: what libraries take once belongs to no model."""
+    small = replace(config, train=LoopConfig(global_batch=64, max_steps=2))
+    run(small, tables(0.001, config.model.embedding_dim), world)
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+    before = resident("VmRSS")
+    found = run(config, Schema.load(Path(config.run_dir, "schema.json")), world)
+    found["rest"] = resident("VmHWM") - before - found["tables"] - found["optimizer"] - found["dense"]
+    Path(config.run_dir, f"measured-{world.rank}.json").write_text(json.dumps(found))
 
 
 def run(config: TrainConfig, schema: Schema, world: World) -> dict[str, Any]:
