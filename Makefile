@@ -27,7 +27,7 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.ready  ## how fast we are beside the usual recipe and the limit, figures to benchmarks/results: 20 minutes
+bench: $(VENV)/.ready  ## how fast we are beside the usual recipe and the limit, figures to benchmarks/results: 12 minutes
 	for name in $(SPEED); do echo "== $$name"; $(BIN)/python -m benchmarks.speed.$$name; done
 
 bench-models: $(VENV)/.ready  ## how good the models are, and the other benchmarks, in turn: hours

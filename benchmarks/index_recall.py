@@ -93,7 +93,7 @@ def built_graph(vectors: np.ndarray) -> tuple[Any, float]:
 
 
 def reaching(graph: Any, recall: float, queries: np.ndarray, exact: list[set[int]]) -> tuple[float, float]:
-    """Recall and queries per second with the smallest efSearch that has that recall, which it leaves set."""
+    """Recall and queries per second with the smallest efSearch that has that recall, or the largest; it leaves it set."""
     for ef in EF_SEARCH:
         graph.hnsw.efSearch = ef
         found, speed = timed(graph_search(graph), queries, exact)
@@ -111,7 +111,9 @@ def graph_search(graph: Any) -> Callable[[np.ndarray], set[int]]:
 
 
 def drawn(arguments: Arguments) -> tuple[np.ndarray, np.ndarray, list[set[int]]]:
-    """Vectors, queries, and what exact search finds."""
+    """Vectors, queries, and what exact search finds. Raises ValueError for an odd number of vectors."""
+    if arguments.vectors < CHUNK or arguments.vectors % CHUNK:
+        raise ValueError(f"--vectors {arguments.vectors} is not a multiple of {CHUNK}")
     vectors = np.concatenate([draw(CHUNK, arguments.dim, seed) for seed in range(10, 10 + arguments.vectors // CHUNK)])
     queries = draw(arguments.queries, arguments.dim, seed=2)
     return vectors, queries, [set(np.argpartition(-scores, K)[:K].tolist()) for scores in (vectors @ query for query in queries)]

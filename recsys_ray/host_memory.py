@@ -23,7 +23,7 @@ def keep_freed_memory() -> None:
 
 def zeros_on_huge_pages(address: int, size: int) -> None:
     """Empties these bytes, which the next writes then find on pages of 2 MiB: of small pages, a large table looked up at random
-    has more than a processor can keep the places of. Where the system has no such pages, they stay as they are."""
+    has more than a processor can keep the places of. Where the system has no such pages, they may stay as they are."""
     first, last = -(-address // HUGE_PAGE) * HUGE_PAGE, (address + size) // HUGE_PAGE * HUGE_PAGE
     if first >= last or not hasattr(mmap, "MADV_HUGEPAGE"):
         return

@@ -11,10 +11,10 @@ import pytest
 
 from recsys_ray.data.block_reader import BlockReader, Concatenation
 from recsys_ray.data.block_writer import BlockWriter
-from recsys_ray.data.blocks import LENGTHS, Block, cut, id_type, mds_columns, widened
+from recsys_ray.data.blocks import Block, cut, id_type, mds_columns, widened
 from recsys_ray.data.mosaic import MDSWriter, Reader, Stream, StreamingDataset, World
 from recsys_ray.data.records import packed, to_block, unpacked
-from recsys_ray.schema import Categorical, Dense, Label, Schema, Timestamp
+from recsys_ray.schema import LENGTHS, Categorical, Dense, Label, Schema, Timestamp
 
 SCHEMA = Schema(
     (
@@ -68,6 +68,16 @@ def write(writer: type[MDSWriter], folder: Path, schema: Schema, blocks: list[Bl
 def test_ids_are_as_narrow_as_their_table() -> None:
     found = {column.name: id_type(column) for column in SCHEMA.categorical}
     assert found == {"small": "uint8", "middle": "uint16", "large": "int32", "tags": "uint16"}
+
+
+@pytest.mark.parametrize("schema", [SCHEMA, SINGLE, LISTS])
+def test_no_rows_and_rows_in_pieces_are_packed_alike(schema: Schema) -> None:
+    table, columns = rows(schema, 100), mds_columns(schema)
+    pieces = pa.concat_tables([table.slice(0, 30), table.slice(30, 0), table.slice(30)])
+    for part in (pieces, table.slice(0, 0), table.schema.empty_table()):
+        found = widened(unpacked(packed(part, columns), columns))
+        expected = to_block(part)
+        assert found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in found)
 
 
 @pytest.mark.parametrize("schema", [SCHEMA, SINGLE, LISTS])

@@ -8,6 +8,11 @@ import pyarrow as pa
 import pytest
 
 from recsys_ray.data.arrow_types import check_columns, check_key, infer_schema
+from recsys_ray.data.catalogue import FREQUENCY
+from recsys_ray.data.mds_parts import SPLIT_COLUMN
+from recsys_ray.data.records import RECORD
+from recsys_ray.data.sources import ROW_HASH
+from recsys_ray.data.stream import ROW_WEIGHT
 from recsys_ray.schema import Categorical, Dense, Label, Schema, Timestamp, Weight
 
 TABLE = pa.schema(
@@ -30,6 +35,7 @@ TABLE = pa.schema(
     ]
 )
 HASH_ROWS = 1 << 18
+OWN = ["clip.lengths", RECORD, SPLIT_COLUMN, ROW_HASH, ROW_WEIGHT, FREQUENCY]
 
 
 def test_inferred_schema_survives_json():
@@ -77,6 +83,7 @@ LABEL, COLUMN = {"kind": "label", "name": "y"}, {"kind": "categorical", "name": 
         ([LABEL, {**LABEL, "name": "z"}, COLUMN], r"label columns found: \['y', 'z'\]; wants at most one"),
         ([LABEL], "no categorical column"),
         ([LABEL, COLUMN, COLUMN], "column 'c' appears more than once"),
+        *(([LABEL, {**COLUMN, "name": name}], f"column {name!r} has a name, .*: rename it") for name in ("", *OWN)),
         ([LABEL, "c"], 'a column must be like {"kind": "dense", "name": "price"}, but one is "c"'),
         ([LABEL, {"kind": "dense"}], "a column must be like"),
         ([LABEL, {**COLUMN, "kind": "sparse"}], "column 'c': kind is 'sparse'; wants one of label, dense, categorical"),

@@ -97,9 +97,9 @@ def test_initial_tables_depend_on_the_seed_alone(world: World) -> None:
         parts = {name: tensor for name, tensor in model.state_dict().items() if hasattr(tensor, "local_shards")}
         return {name: torch.cat([part.tensor for part in tensor.local_shards()], dim=1) for name, tensor in parts.items()}
 
-    row_wise, column_wise, other_seed = tables(("row_wise",), 1), tables(("table_wise",), 1), tables(("row_wise",), 2)
+    row_wise, whole, other_seed = tables(("row_wise",), 1), tables(("table_wise",), 1), tables(("row_wise",), 2)
     for name, values in row_wise.items():
-        assert torch.equal(values, column_wise[name])
+        assert torch.equal(values, whole[name])
         assert not torch.equal(values, other_seed[name])
         bound = values.shape[0] ** -0.5
         assert 0.9 * bound < values.abs().max() <= bound

@@ -1,6 +1,6 @@
 """Parquet -> MDS, shuffled globally: ours on Ray Data, the usual recipe on Spark, and the limit, pyarrow copying the same files.
 
-    python -m benchmarks.speed.convert             # 4 million rows of 40 columns; about four minutes
+    python -m benchmarks.speed.convert             # 4 million rows of 40 columns; two minutes
 
 The engines are warm: each has run once before it is timed. The recipe gets fewer rows, since it is linear and slow.
 """

@@ -1,6 +1,6 @@
 """Whether ten times as much takes ten times as long: rows converted and loaded, and rows of the embedding tables, plotted.
 
-    python -m benchmarks.speed.growth            # about five minutes; wants 12 GiB
+    python -m benchmarks.speed.growth            # four minutes; wants 12 GiB
 
 16 million rows are 4 million under four names. The tables' ids are uniform: the worst for caches.
 """

@@ -1,6 +1,6 @@
 """Peak resident memory of workers with 2 GB of tables each: a billion parameters, row-wise over two workers.
 
-    python -m benchmarks.speed.memory            # about two minutes; wants 8 GiB
+    python -m benchmarks.speed.memory            # half a minute; wants 8 GiB
 
 Beside what must be there: tables, optimizer state, dense part (weights, gradients, Adam's averages) and the batch in flight. What
 Python and its libraries take is in the peak. Checkpoints are not: a run that writes them in the background holds each worker's

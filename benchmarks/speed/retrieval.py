@@ -1,4 +1,4 @@
-"""Retrieval: the vector index beside faiss's HNSW graph of at least the same recall, one query at a time on one thread.
+"""Retrieval: the vector index beside faiss's HNSW graph of the same recall (or its best), one query at a time on one thread.
 
 python -m benchmarks.speed.retrieval            # half a minute; benchmarks/index_recall.py does it with a million vectors
 """
@@ -34,7 +34,7 @@ def main(job: Retrieval) -> None:
     graph_recall, _ = reaching(graph, recall, queries, exact)
     searches = {OURS: index_search(index), GRAPH: graph_search(graph)}
     rates = in_turn({name: partial(speed, search, queries, exact) for name, search in searches.items()}, job.repeats, UNIT)
-    facts = {"vectors": job.vectors, "dim": job.dim, "recall": {OURS: recall, GRAPH: graph_recall}}
+    facts = {"vectors": len(vectors), "dim": job.dim, "recall": {OURS: recall, GRAPH: graph_recall}}
     report("retrieval", rates, [Goal(OURS, GRAPH)], facts, UNIT)
 
 

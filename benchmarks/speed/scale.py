@@ -1,7 +1,7 @@
 """Two workers on two cores beside one worker on one core, in real runs of the training job; the limit is two such runs of one
 worker at the same time, which share nothing but the machine.
 
-    python -m benchmarks.speed.scale            # about four minutes
+    python -m benchmarks.speed.scale            # two minutes
 
 Each worker has 8,192 rows a step, one thread, and its tables' shards; they exchange ids, embeddings and gradients over gloo.
 """

@@ -1,6 +1,6 @@
 """From the command to the first step of a training job, by part.
 
-    python -m benchmarks.speed.startup            # a minute
+    python -m benchmarks.speed.startup            # two minutes
 
 The job says itself what its worker's seconds went to. What the launching process and the worker import is timed apart; the rest
 of the time before the worker began is the launcher's.

@@ -1,9 +1,9 @@
 """A DLRM of 13 dense columns, 26 tables, embeddings of 16, batches of 8,192 rows: from disk, on batches in memory, and as usual.
 
-    python -m benchmarks.speed.train            # about four minutes
+    python -m benchmarks.speed.train            # two minutes
 
-"From disk" is one epoch of a million rows from a cache that is empty at first. The recipe's loop is TorchRec's: DLRMTrain under
-DistributedModelParallel with its defaults, and an Adam that is not fused.
+"From disk" is an epoch of a million rows from a cache that is empty at first, and one more. The recipe's loop is TorchRec's:
+DLRMTrain under DistributedModelParallel with its defaults, and an Adam that is not fused.
 """
 
 from __future__ import annotations

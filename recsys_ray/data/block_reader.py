@@ -14,8 +14,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from recsys_ray.data.blocks import LENGTHS, Block, stored_type, widened
+from recsys_ray.data.blocks import Block, stored_type, widened
 from recsys_ray.data.mosaic import MDSReader, Reader
+from recsys_ray.schema import LENGTHS
 
 Sample = np.ndarray
 """uint8: sizes of all columns, uint32, then each with its header (how wide the number of its values is, and that number)."""

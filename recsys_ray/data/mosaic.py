@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 SIZED_WITHIN = 30.0
-"""Seconds."""
+"""Seconds, in which a worker that makes a segment of shared memory gives it its size."""
 
 
 def separate_shared_memory(neighbour: int) -> None:
@@ -77,9 +77,12 @@ def _shared_memory(name: str, create: bool, size: int = 0) -> SharedMemory:
     while True:
         try:
             return SharedMemory(name, create, size)
-        except ValueError:
-            if time.monotonic() > deadline:
+        except ValueError as error:
+            if create:
                 raise
+            if time.monotonic() > deadline:
+                gone = f"shared memory {name} was begun by a worker that has gone: remove /dev/shm/{name}"
+                raise TimeoutError(gone) from error
             time.sleep(TICK)
 
 

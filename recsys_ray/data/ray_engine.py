@@ -89,9 +89,9 @@ def _mapped(rows: Rows, function: Callable[[pa.Table], pa.Table]) -> ray.data.Da
 
 
 def _tasks(files: ParquetFiles) -> int:
-    """Read and write tasks, as many for each core. Ray Data would make 200 at least, of which each costs it 30 ms, and shuffle
-    every piece of each."""
-    cores = int(ray.cluster_resources().get("CPU", 1))
+    """Read and write tasks, as many for each core where there are rows enough. Ray Data would make 200 at least, of which each
+    costs it 30 ms, and shuffle every piece of each."""
+    cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
     rounds = max(2, -(-files.rows // (MAX_ROWS_PER_TASK * cores)))
     return max(1, min(rounds * cores, files.rows // MIN_ROWS_PER_PART))
 
@@ -125,19 +125,27 @@ def _quiet() -> Iterator[None]:
     rather than 3, a million 13 s rather than 4. And what it reserves for operators that run beside one another leaves half of a
     host of two cores idle: ours run one after the other.
     """
-    context = ray.data.DataContext.get_current()
-    context.use_datasource_v2 = False
-    context.op_resource_reservation_enabled = False
-    context.enable_progress_bars = sys.stderr.isatty()
-    logger = logging.getLogger("ray.data")
-    level = logger.level
+    settings = {
+        "use_datasource_v2": False,
+        "op_resource_reservation_enabled": False,
+        "enable_progress_bars": sys.stderr.isatty(),
+    }
+    logger, context = logging.getLogger("ray.data"), ray.data.DataContext.get_current()
+    level, before = logger.level, {name: getattr(context, name) for name in settings}
     logger.setLevel(logging.CRITICAL)
     try:
+        _set(context, settings)
         yield
     except RayError as error:
         raise _root_cause(error) from error
     finally:
         logger.setLevel(level)
+        _set(context, before)
+
+
+def _set(context: ray.data.DataContext, settings: dict[str, bool]) -> None:
+    for name, value in settings.items():
+        setattr(context, name, value)
 
 
 def _root_cause(error: BaseException) -> BaseException:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from recsys_ray.data.blocks import LENGTHS, Block, stored_type
+from recsys_ray.data.blocks import Block, stored_type
+from recsys_ray.schema import LENGTHS
 
 RECORD = "__record__"
 PACKED_AT_ONCE = 1 << 11

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from recsys_ray.models.embeddings import LENGTHS
 from recsys_ray.models.task import Columns
-from recsys_ray.schema import Categorical
+from recsys_ray.schema import LENGTHS, Categorical
 
 
 @dataclass(frozen=True)

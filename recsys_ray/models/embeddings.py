@@ -11,9 +11,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
-from recsys_ray.schema import Categorical, Schema
-
-LENGTHS = ".lengths"
+from recsys_ray.schema import LENGTHS, Categorical, Schema
 
 
 def embedding_tables(schema: Schema, embedding_dim: int, pooling: str) -> EmbeddingBagCollection:
@@ -42,8 +40,8 @@ def module_name(table: str) -> str:
 
 
 def jagged(columns: dict[str, torch.Tensor], features: tuple[Categorical, ...]) -> KeyedJaggedTensor:
-    """Table rows of F features x B rows, int32, feature-major; a feature without `.lengths` has length 1 everywhere. TorchRec
-    makes int64 of them only after workers have exchanged them."""
+    """Table rows of F features x B rows, int32, feature-major; a feature without `.lengths` has length 1 everywhere. Sharded
+    tables make int64 of them only after workers have exchanged them."""
     name = features[0].name
     rows = len(columns.get(name + LENGTHS, columns[name]))
     ones = torch.ones(rows, dtype=torch.int32)

@@ -39,7 +39,7 @@ class SparseFeatures(nn.Module):
 def in_order(found: KeyedTensor, names: list[str]) -> torch.Tensor:
     """[B, F, D]; shards may return the features in another order."""
     values, keys = found.values(), found.keys()
-    values = values.view(len(values), len(names), -1)
+    values = values.view(-1, len(names), values.shape[1] // len(names))
     return values if keys == names else _Reordered.apply(values, *_order(tuple(keys), tuple(names), values.device))
 
 

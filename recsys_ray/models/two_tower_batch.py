@@ -11,9 +11,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys_ray.config import TwoTowerConfig
 from recsys_ray.models.catalogue import Catalogue
-from recsys_ray.models.embeddings import LENGTHS, jagged
+from recsys_ray.models.embeddings import jagged
 from recsys_ray.models.task import Batch, Columns
-from recsys_ray.schema import Categorical, Dense, Schema, Side
+from recsys_ray.schema import LENGTHS, Categorical, Dense, Schema, Side
 
 QUERY: tuple[Side, ...] = ("user", "context")
 CANDIDATE: tuple[Side, ...] = ("item",)

@@ -34,6 +34,20 @@ DEVICES = {
 }
 
 
+def bandwidths(device: Device) -> dict[str, float]:
+    """Of a Topology: of memory, within a node and between nodes; the planner reckons in bytes a millisecond."""
+    return {
+        "hbm_mem_bw": bytes_a_ms(device.memory_gb_s),
+        "ddr_mem_bw": bytes_a_ms(device.memory_gb_s),
+        "intra_host_bw": bytes_a_ms(device.link_gb_s),
+        "inter_host_bw": bytes_a_ms(device.network_gb_s),
+    }
+
+
+def bytes_a_ms(gb_s: float) -> float:
+    return gb_s * 1e6
+
+
 @dataclass(frozen=True)
 class Cluster:
     """What to plan for. A worker trains on each GPU, or with `gpu cpu` on a core. The numbers left out are those of the GPU."""

@@ -10,9 +10,9 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError, ShardingOption
 
-from recsys_ray.training.cluster import GIB, Cluster
+from recsys_ray.training.cluster import GIB, Cluster, bandwidths
 from recsys_ray.training.sharding import RESERVED, Shard, sharders
-from recsys_ray.training.step_estimate import Memory, StepTime, bytes_a_ms, memory_of, step_time
+from recsys_ray.training.step_estimate import Memory, StepTime, memory_of, step_time
 from recsys_ray.training.workload import FLOAT, Workload
 
 
@@ -72,17 +72,14 @@ def smallest(workload: Workload, cluster: Cluster) -> ClusterPlan | None:
 
 def _best_options(workload: Workload, cluster: Cluster, limit: int) -> list[ShardingOption] | None:
     """The planner's choice for every table; None where it finds no room."""
-    device, on_cpu = cluster.device, cluster.gpu == "cpu"
+    on_cpu = cluster.gpu == "cpu"
     topology = Topology(
         world_size=cluster.workers,
         local_world_size=cluster.gpus_per_node,
         compute_device="cpu" if on_cpu else "cuda",
         hbm_cap=0 if on_cpu else limit,
         ddr_cap=limit if on_cpu else 0,
-        hbm_mem_bw=bytes_a_ms(device.memory_gb_s),
-        ddr_mem_bw=bytes_a_ms(device.memory_gb_s),
-        intra_host_bw=bytes_a_ms(device.link_gb_s),
-        inter_host_bw=bytes_a_ms(device.network_gb_s),
+        **bandwidths(cluster.device),
     )
     chosen: list[ShardingOption] = []
 
@@ -100,7 +97,7 @@ def _best_options(workload: Workload, cluster: Cluster, limit: int) -> list[Shar
         callbacks=[keep],
     )
     try:
-        planner.plan(workload.module, sharders(workload.config.sharding.types))
+        planner.plan(workload.module, sharders(workload.config.sharding.types, cluster.workers))
     except PlannerError:
         return None
     return chosen

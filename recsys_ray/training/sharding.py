@@ -25,7 +25,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from recsys_ray.config import OptimizerConfig, ShardingConfig
 from recsys_ray.host_memory import zeros_on_huge_pages
-from recsys_ray.training.cluster import DEVICES
+from recsys_ray.training.cluster import DEVICES, bandwidths
 from recsys_ray.training.world import World
 
 GIB = 1 << 30
@@ -37,8 +37,8 @@ INIT_ROWS = 1 << 16
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
-class BagSharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder, offering the planner the types of our config: on CPU it would hide row_wise, which works."""
+class Offering:
+    """What the planner may choose from: FUSED, and the types of our config (on CPU TorchRec would hide row_wise, which works)."""
 
     def __init__(self, types: tuple[str, ...]) -> None:
         super().__init__()
@@ -51,32 +51,25 @@ class BagSharder(EmbeddingBagCollectionSharder):
         return FUSED
 
 
-class SequenceSharder(EmbeddingCollectionSharder):
-    """The same for embeddings that the model pools itself."""
-
-    def __init__(self, types: tuple[str, ...]) -> None:
-        super().__init__()
-        self._types = types
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        return list(self._types)
-
-    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        return FUSED
+class BagSharder(Offering, EmbeddingBagCollectionSharder):
+    """Of embeddings that TorchRec pools."""
 
 
-def sharders(types: tuple[str, ...]) -> list[ModuleSharder]:
-    return [BagSharder(types), SequenceSharder(types)]
+class SequenceSharder(Offering, EmbeddingCollectionSharder):
+    """Of embeddings that the model pools itself."""
+
+
+def sharders(types: tuple[str, ...], workers: int) -> list[ModuleSharder]:
+    """One worker's tables stay whole: rows or columns would be cut and put together again in every step for nothing."""
+    offered = ("table_wise",) if workers == 1 and "table_wise" in types else types
+    return [BagSharder(offered), SequenceSharder(offered)]
 
 
 def shard(module: nn.Module, world: World, config: ShardingConfig, optimizer: OptimizerConfig, local_batch: int) -> Any:
     """A DistributedModelParallel of `module`, its tables not initialised. Raises ValueError when they do not fit."""
     fuse_sparse_optimizer(module, optimizer)
-    memory = available_memory(world, config)
-    # Of one worker, rows or columns would be cut and put together again in every step for nothing.
-    types = ("table_wise",) if world.size == 1 and "table_wise" in config.types else config.types
-    plan = make_plan(module, types, world, memory, local_batch)
-    return DistributedModelParallel(module, device=world.device, plan=plan, sharders=sharders(types))
+    plan = make_plan(module, config.types, world, available_memory(world, config), local_batch)
+    return DistributedModelParallel(module, device=world.device, plan=plan, sharders=sharders(config.types, world.size))
 
 
 def fuse_sparse_optimizer(module: nn.Module, config: OptimizerConfig) -> None:
@@ -111,17 +104,15 @@ def free_host_memory() -> int:
 def make_plan(module: nn.Module, types: tuple[str, ...], world: World, memory: int, local_batch: int) -> ShardingPlan:
     """Plans on rank 0 for all. Raises ValueError with the sizes and a remedy when no plan fits in `memory` bytes a worker."""
     on_gpu = world.device.type == "cuda"
-    cpu = DEVICES["cpu"]
-    # TorchRec's own are those of GPUs, to which every exchange costs next to nothing: it would cut every table by rows, which
-    # through gloo takes a third longer. In bytes a millisecond.
-    bandwidths = {"ddr_mem_bw": cpu.memory_gb_s, "intra_host_bw": cpu.link_gb_s, "inter_host_bw": cpu.network_gb_s}
     topology = Topology(
         world_size=world.size,
         local_world_size=world.local_size,
         compute_device=world.device.type,
         hbm_cap=memory if on_gpu else 0,
         ddr_cap=0 if on_gpu else memory,
-        **{name: gb_s * 1e6 for name, gb_s in bandwidths.items() if not on_gpu},
+        # TorchRec's own bandwidths are those of GPUs, to which every exchange costs next to nothing: it would cut every table by
+        # rows, which through gloo takes a third longer.
+        **({} if on_gpu else bandwidths(DEVICES["cpu"])),
     )
     planner = EmbeddingShardingPlanner(
         topology=topology,
@@ -130,14 +121,14 @@ def make_plan(module: nn.Module, types: tuple[str, ...], world: World, memory: i
         debug=False,
     )
     try:
-        plan = planner.collective_plan(module, sharders(types), dist.GroupMember.WORLD)
+        plan = planner.collective_plan(module, sharders(types, world.size), dist.GroupMember.WORLD)
         return on_their_devices(plan, world.device_indices)
     except PlannerError as error:
         tables = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters() if parameter.is_meta)
         raise ValueError(
             f"the embedding tables ({tables / GIB:.2f} GiB, and their optimizer state and activations besides) do not fit in "
             f"{world.size} workers of {memory / GIB:.2f} GiB ({RESERVED:.0%} of it reserved): add workers, lower "
-            "num_embeddings in the schema or --model.embedding-dim, or allow more --sharding.types"
+            f"num_embeddings in the schema or --model.embedding-dim{', or allow more --sharding.types' if world.size > 1 else ''}"
         ) from error
 
 

@@ -12,7 +12,7 @@ from typing import cast
 
 from torchrec.distributed.planner.types import Perf, ShardingOption, Storage
 
-from recsys_ray.training.cluster import Cluster
+from recsys_ray.training.cluster import Cluster, bytes_a_ms
 from recsys_ray.training.workload import FLOAT, Workload, state_numbers
 
 DENSE_COPIES = 4
@@ -75,11 +75,6 @@ class StepTime:
     def bottleneck(self) -> str:
         """The name of the longest part."""
         return "input_exchange" if self.total > sum(self.parts.values()) else max(self.parts, key=self.parts.__getitem__)
-
-
-def bytes_a_ms(gb_s: float) -> float:
-    """What the planner reckons with."""
-    return gb_s * 1e6
 
 
 def memory_of(options: list[ShardingOption], workload: Workload, workers: int) -> list[Memory]:

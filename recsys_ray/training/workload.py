@@ -38,11 +38,9 @@ class Workload:
 
     @property
     def constraints(self) -> dict[str, ParameterConstraints]:
-        """By table: how many rows of it a row of the batch looks up, for each column; and that it stays in the GPUs' memory."""
+        """By table: how many rows of it a row of the batch looks up, for each column."""
         return {
-            module_name(name): ParameterConstraints(
-                compute_kernels=["fused"], pooling_factors=[self._values(column) for column in columns]
-            )
+            module_name(name): ParameterConstraints(pooling_factors=[self._values(column) for column in columns])
             for name, columns in self.schema.tables.items()
         }
 
@@ -63,7 +61,7 @@ class Workload:
     @property
     def batch_bytes(self) -> float:
         """Of a row: values and lengths of every column, label and weight."""
-        ids = sum(8 * self._values(column) + FLOAT for column in self.schema.categorical)
+        ids = sum(FLOAT * (self._values(column) + 1) for column in self.schema.categorical)
         return ids + FLOAT * (len(self.schema.dense) + 2)
 
     @property
