@@ -28,7 +28,6 @@ SCHEMA = Schema(
     )
 )
 SINGLE = Schema(tuple(column for column in SCHEMA.columns if column.name != "tags"))
-
 LISTS = Schema((SCHEMA.columns[-1],))
 
 

@@ -1,6 +1,8 @@
 """Retrieval: the vector index beside faiss's HNSW graph of the same recall (or its best), one query at a time on one thread.
 
-python -m benchmarks.speed.retrieval            # half a minute; benchmarks/index_recall.py does it with a million vectors
+    python -m benchmarks.speed.retrieval            # half a minute
+
+benchmarks/index_recall.py does it with a million vectors.
 """
 
 from __future__ import annotations

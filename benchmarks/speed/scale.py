@@ -41,7 +41,7 @@ def main(job: Scale) -> None:
     ways = {
         ONE: lambda: run(blocks, job, [0]),
         TWO: lambda: run(blocks, job, [0, 1]),
-        LIMIT: lambda: side_by_side(blocks, job),
+        LIMIT: lambda: two_runs(blocks, job),
     }
     rates = in_turn(ways, job.repeats)
     report("scale", rates, [Goal(TWO, ONE, 1.7), Goal(TWO, LIMIT, 0.95)], {"rows_a_step_and_worker": job.batch})
@@ -53,7 +53,7 @@ def run(blocks: Path, job: Scale, cores: list[int]) -> float:
     return statistics.median(float(found.replace(",", "")) for found in re.findall(r"([\d,]+) rows/s", said)[1:])
 
 
-def side_by_side(blocks: Path, job: Scale) -> float:
+def two_runs(blocks: Path, job: Scale) -> float:
     with ThreadPoolExecutor(2) as pool:
         return sum(pool.map(lambda core: run(blocks, job, [core]), (0, 1)))
 

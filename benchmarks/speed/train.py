@@ -68,6 +68,7 @@ def main(job: Train) -> None:
 class Ours:
     def __init__(self, job: Train, blocks: Path) -> None:
         self._job, self._blocks, world = job, blocks, alone()
+        self._bursts = job.rows // job.batch // BURST
         torch.set_num_threads(job.threads)
         self._trained = build(DatasetDirectory.open(blocks).schema, world, job.batch)
         self._batches = cycle(resident(blocks, self._trained.task, job.batch, 40))
@@ -78,14 +79,14 @@ class Ours:
         with tempfile.TemporaryDirectory(dir=DATA) as cache:
             columns = stream(self._blocks, Path(cache), self._job.batch)
             (first, beside), (later, memory) = self._epoch(columns), self._epoch(columns)
-        rows = self._job.rows // self._job.batch // BURST * BURST * self._job.batch
+        rows = self._bursts * BURST * self._job.batch
         return rows / first, rows / later, 2 * rows / (beside + memory)
 
     def _epoch(self, columns: BlockStream) -> tuple[float, float]:
         """Seconds from disk and in memory, of whole bursts."""
         disk = memory = 0.0
         batches = map(self._trained.task.to_batch, columns)
-        for _ in range(self._job.rows // self._job.batch // BURST):
+        for _ in range(self._bursts):
             disk += seconds(lambda: self._steps(islice(batches, BURST)))
             memory += seconds(lambda: self._steps(islice(self._batches, BURST)))
         return disk, memory

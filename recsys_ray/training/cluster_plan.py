@@ -6,12 +6,12 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import cast
 
-from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner import EmbeddingShardingPlanner
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError, ShardingOption
 
 from recsys_ray.training.cluster import GIB, Cluster, bandwidths
-from recsys_ray.training.sharding import RESERVED, Shard, sharders
+from recsys_ray.training.sharding import RESERVED, Shard, sharders, topology
 from recsys_ray.training.step_estimate import Memory, StepTime, memory_of, step_time
 from recsys_ray.training.workload import FLOAT, Workload
 
@@ -72,15 +72,7 @@ def smallest(workload: Workload, cluster: Cluster) -> ClusterPlan | None:
 
 def _best_options(workload: Workload, cluster: Cluster, limit: int) -> list[ShardingOption] | None:
     """The planner's choice for every table; None where it finds no room."""
-    on_cpu = cluster.gpu == "cpu"
-    topology = Topology(
-        world_size=cluster.workers,
-        local_world_size=cluster.gpus_per_node,
-        compute_device="cpu" if on_cpu else "cuda",
-        hbm_cap=0 if on_cpu else limit,
-        ddr_cap=limit if on_cpu else 0,
-        **bandwidths(cluster.device),
-    )
+    kind = "cpu" if cluster.gpu == "cpu" else "cuda"
     chosen: list[ShardingOption] = []
 
     def keep(options: list[ShardingOption]) -> list[ShardingOption]:
@@ -88,7 +80,7 @@ def _best_options(workload: Workload, cluster: Cluster, limit: int) -> list[Shar
         return options
 
     planner = EmbeddingShardingPlanner(
-        topology=topology,
+        topology=topology(cluster.workers, cluster.gpus_per_node, kind, limit, bandwidths(cluster.device)),
         batch_size=workload.rows(cluster.workers),
         storage_reservation=FixedPercentageStorageReservation(RESERVED),
         constraints=workload.constraints,

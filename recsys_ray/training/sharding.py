@@ -25,10 +25,9 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from recsys_ray.config import OptimizerConfig, ShardingConfig
 from recsys_ray.host_memory import zeros_on_huge_pages
-from recsys_ray.training.cluster import DEVICES, bandwidths
+from recsys_ray.training.cluster import DEVICES, GIB, bandwidths
 from recsys_ray.training.world import World
 
-GIB = 1 << 30
 RESERVED = 0.15
 FUSED = ["fused"]
 """Kernels: tables in the worker's own memory, updated in the backward pass. On GPUs the planner would also offer ones that page
@@ -103,19 +102,12 @@ def free_host_memory() -> int:
 
 def make_plan(module: nn.Module, types: tuple[str, ...], world: World, memory: int, local_batch: int) -> ShardingPlan:
     """Plans on rank 0 for all. Raises ValueError with the sizes and a remedy when no plan fits in `memory` bytes a worker."""
-    on_gpu = world.device.type == "cuda"
-    topology = Topology(
-        world_size=world.size,
-        local_world_size=world.local_size,
-        compute_device=world.device.type,
-        hbm_cap=memory if on_gpu else 0,
-        ddr_cap=0 if on_gpu else memory,
-        # TorchRec's own bandwidths are those of GPUs, to which every exchange costs next to nothing: it would cut every table by
-        # rows, which through gloo takes a third longer.
-        **({} if on_gpu else bandwidths(DEVICES["cpu"])),
-    )
+    kind = world.device.type
+    # TorchRec's own bandwidths are those of GPUs, to which every exchange costs next to nothing: it would cut every table by
+    # rows, which through gloo takes a third longer.
+    speeds = {} if kind == "cuda" else bandwidths(DEVICES["cpu"])
     planner = EmbeddingShardingPlanner(
-        topology=topology,
+        topology=topology(world.size, world.local_size, kind, memory, speeds),
         batch_size=local_batch,
         storage_reservation=FixedPercentageStorageReservation(RESERVED),
         debug=False,
@@ -130,6 +122,12 @@ def make_plan(module: nn.Module, types: tuple[str, ...], world: World, memory: i
             f"{world.size} workers of {memory / GIB:.2f} GiB ({RESERVED:.0%} of it reserved): add workers, lower "
             f"num_embeddings in the schema or --model.embedding-dim{', or allow more --sharding.types' if world.size > 1 else ''}"
         ) from error
+
+
+def topology(workers: int, on_node: int, kind: str, memory: int, speeds: dict[str, float]) -> Topology:
+    """`kind` of device: cuda or cpu; `memory`: bytes that a worker has of its GPU, or of its host."""
+    hbm, ddr = (memory, 0) if kind == "cuda" else (0, memory)
+    return Topology(world_size=workers, local_world_size=on_node, compute_device=kind, hbm_cap=hbm, ddr_cap=ddr, **speeds)
 
 
 def on_their_devices(plan: ShardingPlan, indices: tuple[int, ...]) -> ShardingPlan:
