@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import tyro
 
-from recsys_ray.serving.index import RECALL_QUERIES, VECTOR, Index, IndexWriter, open_index, overlap
+from recsys_ray.serving.index.lance import RECALL_QUERIES, VECTOR, Index, IndexWriter, open_index, overlap
 
 K, LATENT, HIDDEN = 100, 16, 128
 CONNECTIONS, EF_CONSTRUCTION, EF_SEARCH = 32, 200, (100, 150, 200, 300, 400, 600, 800, 1200, 2000, 4000)

@@ -34,8 +34,8 @@ from recsys_ray.config import (
     TrainConfig,
     TwoTowerConfig,
 )
-from recsys_ray.data.prepare import prepare
-from recsys_ray.data.stream import BlockStream, Columns
+from recsys_ray.data.prepare.pipeline import prepare
+from recsys_ray.data.loading.stream import BlockStream, Columns
 from recsys_ray.datasets import choices, synthetic
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.training.train import train

@@ -28,10 +28,10 @@ from recsys_ray.config import (
     TrainConfig,
     TwoTowerConfig,
 )
-from recsys_ray.data.prepare import prepare
+from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.datasets import choices
 from recsys_ray.launch.launcher import launcher
-from recsys_ray.training.summary import comparison_table
+from recsys_ray.reporting.summary import comparison_table
 from recsys_ray.training.train import train
 
 

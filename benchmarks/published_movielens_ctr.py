@@ -34,7 +34,7 @@ from recsys_ray.config import (
     TrackingConfig,
     TrainConfig,
 )
-from recsys_ray.data.prepare import prepare
+from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.datasets import movielens
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.schema import Categorical, Dense, Label, Schema

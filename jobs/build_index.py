@@ -17,7 +17,7 @@ from pathlib import Path
 
 import tyro
 
-from recsys_ray.serving.build_index import build_index
+from recsys_ray.serving.index.build import build_index
 from recsys_ray.serving.show import recommendations
 
 

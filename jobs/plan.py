@@ -19,12 +19,12 @@ from pathlib import Path
 import tyro
 
 from recsys_ray.config import DLRMConfig, LoopConfig, OptimizerConfig, TrainConfig, TwoTowerConfig
-from recsys_ray.data.dataset_directory import DatasetDirectory
+from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.schema import Schema
-from recsys_ray.training.cluster import Cluster, check
-from recsys_ray.training.cluster_plan import plan, smallest
-from recsys_ray.training.cluster_plan_text import plan_text, too_small
-from recsys_ray.training.workload import workload
+from recsys_ray.planning.cluster import Cluster, check
+from recsys_ray.planning.plan import plan, smallest
+from recsys_ray.planning.plan_text import plan_text, too_small
+from recsys_ray.planning.workload import workload
 
 
 @dataclass(frozen=True)

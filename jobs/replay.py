@@ -18,8 +18,8 @@ import tyro
 
 from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.config import CheckpointConfig, LaunchConfig, TrackingConfig, TrainConfig, from_json
-from recsys_ray.data.dataset_directory import DatasetDirectory
-from recsys_ray.data.split_reader import column_ranges
+from recsys_ray.data.dataset.directory import DatasetDirectory
+from recsys_ray.data.loading.split_reader import column_ranges
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.launch.worker import WorkerFailed
 from recsys_ray.training.not_finite import read_not_finite

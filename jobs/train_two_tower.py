@@ -29,11 +29,11 @@ from recsys_ray.config import (
     TwoTowerConfig,
     with_absolute_paths,
 )
-from recsys_ray.data.prepare import dataset_for
+from recsys_ray.data.prepare.pipeline import dataset_for
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.launch.worker import WorkerFailed
-from recsys_ray.training.summary import summary
-from recsys_ray.training.tracking import tracking_uri
+from recsys_ray.reporting.summary import summary
+from recsys_ray.reporting.tracking.mlflow_tracker import tracking_uri
 from recsys_ray.training.train import train
 
 CONFIG = TrainConfig(

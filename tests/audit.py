@@ -21,8 +21,8 @@ import tyro
 
 from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.config import PrepareConfig, SplitConfig, TrainConfig
-from recsys_ray.data.prepare import prepare
-from recsys_ray.data.stream import ROW_WEIGHT, BlockStream, Columns
+from recsys_ray.data.prepare.pipeline import prepare
+from recsys_ray.data.loading.stream import ROW_WEIGHT, BlockStream, Columns
 from recsys_ray.launch import stopping
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.training.train import train

@@ -14,8 +14,8 @@ import pytest
 import ray
 
 from recsys_ray.config import PrepareConfig
-from recsys_ray.data import prepare as prepare_module
-from recsys_ray.data.prepare import prepare
+from recsys_ray.data.prepare import pipeline as prepare_module
+from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.datasets import synthetic
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys_ray.config import PrepareConfig
-from recsys_ray.data.mosaic import StreamingDataset
+from recsys_ray.compat.streaming_compat import StreamingDataset
 from recsys_ray.schema import Categorical, Column, Dense, Label, Schema, Timestamp
 
 CLICKS: tuple[Column, ...] = (

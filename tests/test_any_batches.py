@@ -8,9 +8,9 @@ from functools import reduce
 import numpy as np
 import pytest
 
-from recsys_ray.data import time_counts
-from recsys_ray.data.exact_sums import Moments, moments_of
-from recsys_ray.data.time_counts import TimeCounts
+from recsys_ray.data.prepare import time_counts
+from recsys_ray.data.prepare.exact_sums import Moments, moments_of
+from recsys_ray.data.prepare.time_counts import TimeCounts
 
 
 def test_moments_of_large_numbers_close_together():

@@ -182,7 +182,7 @@ def test_kill_within_a_save_leaves_the_one_before(dataset: Path, whole: Path, tm
 
 def poisoned_train(config: TrainConfig) -> None:
     """The weight of one row of one batch, the 24th, becomes infinite on the second worker."""
-    from recsys_ray.data.stream import ROW_WEIGHT, BlockStream, Columns
+    from recsys_ray.data.loading.stream import ROW_WEIGHT, BlockStream, Columns
 
     read, steps = BlockStream.__iter__, itertools.count(1)
 
@@ -222,9 +222,9 @@ def compare_places(config: TrainConfig, cache: Path) -> None:
     """On a worker: the rows of the second batch of the second epoch, as the stream yields them and read by their places."""
     import torch.distributed as dist
 
-    from recsys_ray.data.dataset_directory import DatasetDirectory
-    from recsys_ray.data.mosaic import StreamingDataset
-    from recsys_ray.data.stream import BlockStream, batch_layout
+    from recsys_ray.data.dataset.directory import DatasetDirectory
+    from recsys_ray.compat.streaming_compat import StreamingDataset
+    from recsys_ray.data.loading.stream import BlockStream, batch_layout
 
     dist.init_process_group("gloo")
     directory = DatasetDirectory.open(config.data.path)
@@ -252,7 +252,7 @@ def test_sigterm_saves_and_ends(dataset: Path, whole: Path, tmp_path: Path) -> N
 
 
 def sigterm_to_rank_1(config: TrainConfig) -> None:
-    from recsys_ray.training import fit
+    from recsys_ray.training import loop as fit
 
     report = fit.Tracker.metrics
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys_ray.config import PrepareConfig
-from recsys_ray.data.prepare import prepare
+from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.datasets import criteo
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "criteo-sample" / "criteo_80k.parquet"

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recsys_ray.data.prepare import prepare
-from recsys_ray.data.splits import SPLITS
+from recsys_ray.data.prepare.pipeline import prepare
+from recsys_ray.data.prepare.splits import SPLITS
 from recsys_ray.schema import Categorical, Dense, Label, Timestamp
 from tests.preparing import config_for, read_split, write_input
 
@@ -53,7 +53,7 @@ def test_a_million_rows_and_a_killed_writer(ray_session, one_writer_killed, tmp_
 READER = """
 import sys
 from types import ModuleType
-for part in ("vision", "text", "multimodal"):  # torchvision is not installed; see recsys_ray/data/mosaic.py
+for part in ("vision", "text", "multimodal"):  # torchvision is not installed; see recsys_ray/compat/streaming_compat.py
     sys.modules[f"streaming.{part}"] = ModuleType(part)
 import numpy as np, pandas as pd
 from streaming import StreamingDataset

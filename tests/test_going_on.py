@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch.multiprocessing import ProcessRaisedException
 
 from recsys_ray.config import PrepareConfig, ShardingConfig, TrainConfig
-from recsys_ray.data.dataset_directory import DatasetDirectory
-from recsys_ray.data.dataset_tables import load_vocabularies
-from recsys_ray.data.prepare import prepare
+from recsys_ray.data.dataset.directory import DatasetDirectory
+from recsys_ray.data.dataset.tables import load_vocabularies
+from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.launch.stopping import STOP
 from recsys_ray.training.train import train
 from tests.audit import ROWS, assert_every_row_once_an_epoch, audited_train, numbered_rows, rows_by_step
@@ -110,9 +110,9 @@ def test_plain_module_on_the_cpu_predicts_the_same(dataset: Path, wide: Path) ->
     """The checkpoint itself, not the export, in TorchRec's unsharded modules, against the test metrics of the sharded ones."""
     import torch.distributed.checkpoint as dcp
 
-    from recsys_ray.data.split_reader import read_split
+    from recsys_ray.data.loading.split_reader import read_split
     from recsys_ray.models.dlrm import build_dlrm
-    from recsys_ray.models.metrics import binary_metrics
+    from recsys_ray.models.evaluation.binary_metrics import binary_metrics
 
     directory = DatasetDirectory.open(dataset)
     model = wide_config(dataset, wide, "row_wise").model
@@ -197,7 +197,7 @@ def test_new_run_starts_from_the_rows_that_it_knows_by_value(ray_session: None, 
 
 def killed_in_validation(config: TrainConfig) -> None:
     """Ends as a lost worker would, in the first validation, of which nothing is known then."""
-    from recsys_ray.training import fit
+    from recsys_ray.training import loop as fit
 
     def fail(run: Any) -> None:
         run.checkpoints.wait()
@@ -231,7 +231,7 @@ def test_column_parts_go_to_workers_that_have_no_part_of_a_table(dataset: Path, 
 
 def damaged_train(config: TrainConfig) -> None:
     """The checkpoint of the last epoch is damaged as soon as it is written."""
-    from recsys_ray.training import fit
+    from recsys_ray.training import loop as fit
 
     validate = fit.validate
 

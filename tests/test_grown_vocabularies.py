@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys_ray.config import PrepareConfig, SplitConfig
-from recsys_ray.data.dataset_directory import DatasetDirectory
-from recsys_ray.data.dataset_tables import load_catalogue, load_vocabularies
-from recsys_ray.data.prepare import prepare
+from recsys_ray.data.dataset.directory import DatasetDirectory
+from recsys_ray.data.dataset.tables import load_catalogue, load_vocabularies
+from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.schema import Categorical, Column, Dense, Label, Timestamp
 from tests.preparing import config_for, read_split, write_input
 

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recsys_ray.serving import databricks_index
-from recsys_ray.serving.index import (
+from recsys_ray.serving.index import databricks as databricks_index
+from recsys_ray.serving.index.lance import (
     EXACT_BELOW,
     LIST_ITEMS,
     RECALL_WANTED,

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import functions
 
-from recsys_ray.data.prepare import prepare
-from recsys_ray.data.spark_tables import open_spark_table
-from recsys_ray.data.spark_tasks import carried_error, carrying_errors
+from recsys_ray.data.prepare.pipeline import prepare
+from recsys_ray.data.engines.spark.tables import open_spark_table
+from recsys_ray.data.engines.spark.tasks import carried_error, carrying_errors
 from tests.preparing import clicks, config_for, read_split, write_input
 
 JOB = Path(__file__).parent.parent / "jobs" / "prepare_data.py"
@@ -132,7 +132,7 @@ def test_bad_rows_of_files_that_differ_in_what_may_be_null(spark_session, tmp_pa
 
 def test_no_pyspark_and_no_java(spark_session, tmp_path, monkeypatch):
     config = config_for(write_input(tmp_path / "in"), engine="spark")
-    monkeypatch.setattr("recsys_ray.data.spark_session._active", lambda: None)
+    monkeypatch.setattr("recsys_ray.data.engines.spark.session._active", lambda: None)
     with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"found no Java\. Spark wants Java 17: install it"):
         patch.delenv("JAVA_HOME", raising=False)
         patch.setenv("PATH", "/nowhere")

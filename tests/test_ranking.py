@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from recsys_ray.models import ranking
-from recsys_ray.models.baselines import fit_ials, solve
-from recsys_ray.models.ranking import Pairs, Ranked, rank
+from recsys_ray.models.evaluation import retrieval_metrics as ranking
+from recsys_ray.models.evaluation.baselines import fit_ials, solve
+from recsys_ray.models.evaluation.retrieval_metrics import Pairs, Ranked, rank
 
 USERS, ITEMS = 30, 40
 

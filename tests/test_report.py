@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recsys_ray.training import report_figures as figures
-from recsys_ray.training.report import SHARDS_UNFOLDED, RunRecord, write_report
+from recsys_ray.reporting import figures as figures
+from recsys_ray.reporting.report import SHARDS_UNFOLDED, RunRecord, write_report
 
 NASTY = "<b>x</b>"
 

@@ -7,12 +7,12 @@ import json
 import pyarrow as pa
 import pytest
 
-from recsys_ray.data.arrow_types import check_columns, check_key, infer_schema
-from recsys_ray.data.catalogue import FREQUENCY
-from recsys_ray.data.mds_parts import SPLIT_COLUMN
-from recsys_ray.data.records import RECORD
-from recsys_ray.data.sources import ROW_HASH
-from recsys_ray.data.stream import ROW_WEIGHT
+from recsys_ray.data.sources.column_types import check_columns, check_key, infer_schema
+from recsys_ray.data.prepare.catalogue import FREQUENCY
+from recsys_ray.data.blocks.parts import SPLIT_COLUMN
+from recsys_ray.data.blocks.records import RECORD
+from recsys_ray.data.sources.source import ROW_HASH
+from recsys_ray.data.loading.stream import ROW_WEIGHT
 from recsys_ray.schema import Categorical, Dense, Label, Schema, Timestamp, Weight
 
 TABLE = pa.schema(

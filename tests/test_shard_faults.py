@@ -17,13 +17,13 @@ import torch
 import torch.distributed as dist
 
 from recsys_ray.config import DataConfig
-from recsys_ray.data import shards
-from recsys_ray.data.block_reader import Concatenation
-from recsys_ray.data.mds_parts import SPLIT_COLUMN, PartWriter
-from recsys_ray.data.mosaic import World
-from recsys_ray.data.records import packed
-from recsys_ray.data.sources import ROW_HASH
-from recsys_ray.data.stream import BlockStream, batch_layout
+from recsys_ray.data.loading import shards
+from recsys_ray.data.blocks.reader import Concatenation
+from recsys_ray.data.blocks.parts import SPLIT_COLUMN, PartWriter
+from recsys_ray.compat.streaming_compat import World
+from recsys_ray.data.blocks.records import packed
+from recsys_ray.data.sources.source import ROW_HASH
+from recsys_ray.data.loading.stream import BlockStream, batch_layout
 from tests.workers import run_workers
 
 BLOCK_ROWS, PARTS, ROWS_PER_PART = 64, 4, 640

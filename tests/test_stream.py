@@ -16,11 +16,11 @@ import torch
 import torch.distributed as dist
 
 from recsys_ray.config import DataConfig, PrepareConfig, SplitConfig
-from recsys_ray.data.block_dataset import BlockDataset, deal
-from recsys_ray.data.global_batches import NONE, counted, shares
-from recsys_ray.data.mosaic import World, generate_work_random_batching
-from recsys_ray.data.prepare import prepare
-from recsys_ray.data.stream import ROW_WEIGHT, BlockStream, batch_layout
+from recsys_ray.data.loading.block_dataset import BlockDataset, deal
+from recsys_ray.data.loading.batch_order import NONE, counted, shares
+from recsys_ray.compat.streaming_compat import World, generate_work_random_batching
+from recsys_ray.data.prepare.pipeline import prepare
+from recsys_ray.data.loading.stream import ROW_WEIGHT, BlockStream, batch_layout
 from recsys_ray.schema import Categorical, Label, Schema, Weight
 from tests.workers import run_workers
 
@@ -238,7 +238,7 @@ def test_what_uneven_shares_cost_is_told() -> None:
 
 @pytest.mark.skipif(not Path("/dev/shm").exists(), reason="this system keeps shared memory elsewhere")
 def test_shared_memory_that_another_worker_is_still_making_is_waited_for() -> None:
-    from streaming.base.shared import SharedMemory  # after recsys_ray.data.mosaic
+    from streaming.base.shared import SharedMemory  # after recsys_ray.compat.streaming_compat
 
     segment = Path("/dev/shm") / uuid.uuid4().hex[:12]
     segment.touch()

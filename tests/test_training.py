@@ -81,7 +81,7 @@ def test_interrupted_run_goes_on_to_the_same_weights_bit_by_bit(dataset: Path, t
 
 def stop_within_an_epoch(config: TrainConfig) -> None:
     """Ends as a lost worker would, after some steps that no checkpoint holds."""
-    from recsys_ray.training import fit as training
+    from recsys_ray.training import loop as training
 
     def fail(epoch: int, epochs: int, steps: int, point: dict[str, float]) -> str:
         if point["step"] == 30:
@@ -139,11 +139,11 @@ def test_mlflow_holds_the_run(two_workers: Path) -> None:
 
 def test_plain_module_on_one_process_predicts_as_the_sharded_one(dataset: Path, two_workers: Path) -> None:
     """The saved state dict, in TorchRec's unsharded module, over the test split read row by row: the same log loss and AUC."""
-    from recsys_ray.data.blocks import widened
-    from recsys_ray.data.dataset_directory import DatasetDirectory
-    from recsys_ray.data.mosaic import StreamingDataset
+    from recsys_ray.data.blocks.layout import widened
+    from recsys_ray.data.dataset.directory import DatasetDirectory
+    from recsys_ray.compat.streaming_compat import StreamingDataset
     from recsys_ray.models.dlrm import build_dlrm
-    from recsys_ray.models.metrics import binary_metrics
+    from recsys_ray.models.evaluation.binary_metrics import binary_metrics
     from recsys_ray.schema import LENGTHS
 
     schema = DatasetDirectory.open(dataset).schema

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recsys_ray.data.fit import _compacted, _value_counts, _vocabulary
+from recsys_ray.data.prepare.statistics import _compacted, _value_counts, _vocabulary
 from recsys_ray.data.transform import rejections, transform
 from recsys_ray.schema import Categorical, Dense, Label, Schema, Timestamp, Weight
 

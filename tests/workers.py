@@ -15,7 +15,7 @@ import torch.multiprocessing as multiprocessing
 from tests.processes import free_ports
 
 MLFLOW = "mlflow.store.tracking.sqlalchemy_store"
-IMPORTED_ONCE = ["recsys_ray.training.train", "recsys_ray.training.report", "sklearn.metrics", MLFLOW]
+IMPORTED_ONCE = ["recsys_ray.training.train", "recsys_ray.reporting.report", "sklearn.metrics", MLFLOW]
 
 
 def run_workers(work: Callable[..., None], workers: int, *args: Any) -> None:

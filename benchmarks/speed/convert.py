@@ -23,7 +23,7 @@ import tyro
 from benchmarks.speed import usual_recipe
 from benchmarks.speed.side_by_side import DATA, Goal, in_turn, report, seconds
 from recsys_ray.config import PrepareConfig, SplitConfig
-from recsys_ray.data.prepare import prepare
+from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.datasets import synthetic
 from recsys_ray.schema import Schema
 

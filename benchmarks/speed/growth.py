@@ -26,7 +26,7 @@ from benchmarks.speed.load import epochs
 from benchmarks.speed.side_by_side import DATA, RESULTS, keep, seconds
 from benchmarks.speed.workers import alone, build
 from recsys_ray.schema import Categorical, Dense, Label, Schema
-from recsys_ray.training.world import World
+from recsys_ray.distributed import World
 
 FLAT = 0.15
 TABLES, DENSE = 26, 13

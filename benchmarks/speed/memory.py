@@ -22,8 +22,8 @@ from benchmarks.speed.side_by_side import keep
 from recsys_ray.config import DLRMConfig, LaunchConfig, LoopConfig, ShardingConfig, TrainConfig
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.schema import Schema
-from recsys_ray.training.workload import workload
-from recsys_ray.training.world import join_world
+from recsys_ray.planning.workload import workload
+from recsys_ray.distributed import join_world
 
 WANTED = 1.25
 

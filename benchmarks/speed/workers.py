@@ -14,16 +14,16 @@ import torch.distributed as dist
 
 from benchmarks.speed.side_by_side import DATA
 from recsys_ray.config import DataConfig, DLRMConfig, OptimizerConfig, ShardingConfig
-from recsys_ray.data.dataset_directory import DatasetDirectory
-from recsys_ray.data.stream import ROW_WEIGHT, BlockStream, batch_layout
+from recsys_ray.data.dataset.directory import DatasetDirectory
+from recsys_ray.data.loading.stream import ROW_WEIGHT, BlockStream, batch_layout
 from recsys_ray.host_memory import keep_freed_memory
-from recsys_ray.models.build import build_task
+from recsys_ray.models.registry import build_task
 from recsys_ray.models.task import Batch, Task
 from recsys_ray.schema import Schema
-from recsys_ray.training.loop import Step, make_step
+from recsys_ray.training.steps import Step, make_step
 from recsys_ray.training.optimizers import build_optimizer
-from recsys_ray.training.sharding import initialise_tables, shard
-from recsys_ray.training.world import World
+from recsys_ray.sharding.planner import initialise_tables, shard
+from recsys_ray.distributed import World
 
 MODEL = DLRMConfig(interaction="dot", embedding_dim=16)
 BLOCK_ROWS = 256

@@ -11,7 +11,7 @@ from torch import nn
 from torchrec.models.dlrm import DLRM, DLRM_DCN, OverArch
 
 from recsys_ray.config import DLRMConfig
-from recsys_ray.models.binary_evaluation import evaluate_binary
+from recsys_ray.models.evaluation.binary_evaluation import evaluate_binary
 from recsys_ray.models.embeddings import embedding_tables, jagged
 from recsys_ray.models.interaction import DotInteraction, SparseFeatures
 from recsys_ray.models.losses import global_mean_loss

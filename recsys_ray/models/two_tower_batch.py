@@ -10,7 +10,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys_ray.config import TwoTowerConfig
-from recsys_ray.models.catalogue import Catalogue
+from recsys_ray.models.encoded_catalogue import Catalogue
 from recsys_ray.models.embeddings import jagged
 from recsys_ray.models.task import Batch, Columns
 from recsys_ray.schema import LENGTHS, Categorical, Dense, Schema, Side

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from recsys_ray.config import TrainConfig
-from recsys_ray.data.dataset_directory import DatasetDirectory
+from recsys_ray.data.dataset.directory import DatasetDirectory
 
 TOLD = ("optimizer", "train", "sharding")
 ABSENT = "none"

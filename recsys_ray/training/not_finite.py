@@ -10,7 +10,7 @@ from typing import Any
 import torch.distributed as dist
 
 from recsys_ray.config import TrainConfig
-from recsys_ray.data.stream import BlockStream
+from recsys_ray.data.loading.stream import BlockStream
 
 FILE = "not_finite.json"
 

@@ -12,21 +12,21 @@ import torch
 import torch.distributed as dist
 
 from recsys_ray.config import LoopConfig, TrainConfig, TwoTowerConfig, to_json
-from recsys_ray.data.dataset_directory import DatasetDirectory
-from recsys_ray.data.mosaic import separate_shared_memory
-from recsys_ray.data.shard_cache import shard_cache
-from recsys_ray.data.stream import ROW_WEIGHT, BatchLayout, BlockStream, batch_layout
+from recsys_ray.data.dataset.directory import DatasetDirectory
+from recsys_ray.compat.streaming_compat import separate_shared_memory
+from recsys_ray.data.loading.cache_janitor import shard_cache
+from recsys_ray.data.loading.stream import ROW_WEIGHT, BatchLayout, BlockStream, batch_layout
 from recsys_ray.launch.stopping import stop_requested
-from recsys_ray.models.build import build_task
-from recsys_ray.models.catalogue import Catalogue
-from recsys_ray.training.checkpoints import Checkpoints
-from recsys_ray.training.fit import Run, evaluate, fit
+from recsys_ray.models.registry import build_task
+from recsys_ray.models.encoded_catalogue import Catalogue
+from recsys_ray.training.checkpointing import Checkpoints
+from recsys_ray.training.loop import Run, evaluate, fit
 from recsys_ray.training.optimizers import build_optimizer
 from recsys_ray.training.progress import Progress
-from recsys_ray.training.sharding import initialise_tables, plan_shards, plan_table, shard
+from recsys_ray.sharding.planner import initialise_tables, plan_shards, plan_table, shard
 from recsys_ray.training.startup import Startup
-from recsys_ray.training.tracking import Tracker
-from recsys_ray.training.world import World, join_world
+from recsys_ray.reporting.tracking.mlflow_tracker import Tracker
+from recsys_ray.distributed import World, join_world
 
 # Not print: Ray Train shows what its workers print twice.
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def train(config: TrainConfig) -> None:
             test = evaluate(run, "test")
             if world.rank == 0:
                 # Not at the top: rank 0 alone draws.
-                from recsys_ray.training.outcome import finish
+                from recsys_ray.reporting.outcome import finish
 
                 finish(run, dataset, test, best)
             dist.barrier()
@@ -97,7 +97,7 @@ def catalogue(config: TrainConfig, dataset: DatasetDirectory) -> Catalogue | Non
     if not isinstance(config.model, TwoTowerConfig):
         return None
     # Not at the top: a ranking model has no use for it and its Arrow.
-    from recsys_ray.data.encoded_catalogue import encoded_catalogue, group_names
+    from recsys_ray.data.catalogue_reader import encoded_catalogue, group_names
 
     key = dataset.schema.key("item")
     columns, frequency = encoded_catalogue(dataset)

@@ -17,8 +17,8 @@ import torch
 from safetensors import safe_open
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 
-from recsys_ray.data.dataset_directory import DatasetDirectory
-from recsys_ray.data.dataset_tables import load_vocabularies
+from recsys_ray.data.dataset.directory import DatasetDirectory
+from recsys_ray.data.dataset.tables import load_vocabularies
 from recsys_ray.models.embeddings import module_name
 from recsys_ray.schema import Schema
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import tyro
 
 from recsys_ray.config import PrepareConfig
-from recsys_ray.data.prepare import prepare
+from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.datasets import synthetic
 from tests.chaos.harness import Kill, Outcome, run, uninterrupted
 

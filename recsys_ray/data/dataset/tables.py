@@ -1,0 +1,51 @@
+"""The Parquet files of a dataset directory: its vocabularies and its catalogue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys_ray.data.dataset.directory import DatasetDirectory
+from recsys_ray.data.transform import Vocabularies
+from recsys_ray.schema import Schema
+
+CATALOGUE = "catalogue.parquet"
+
+
+def write_catalogue(root: Path, items: pa.Table) -> None:
+    pq.write_table(items, root / CATALOGUE)
+
+
+def load_catalogue(dataset: DatasetDirectory) -> pa.Table:
+    """Raw item columns and how often each was chosen. Raises FileNotFoundError where the dataset has no item key."""
+    if not (dataset.root / CATALOGUE).exists():
+        raise FileNotFoundError(
+            f'{dataset.root} has no {CATALOGUE}: retrieval wants "key": true in the schema at the columns that tell users and '
+            "items apart; then prepare the dataset again"
+        )
+    return pq.read_table(dataset.root / CATALOGUE)
+
+
+def write_vocabularies(root: Path, vocabularies: Vocabularies) -> None:
+    for name, values in vocabularies.items():
+        (root / "vocabularies").mkdir(exist_ok=True)
+        pq.write_table(pa.table({"value": values}), _vocabulary_file(root, name))
+
+
+def load_vocabularies(root: Path, schema: Schema) -> Vocabularies:
+    names = [name for name, columns in schema.tables.items() if columns[0].encoding == "vocabulary"]
+    return {name: _read_vocabulary(_vocabulary_file(root, name)) for name in names}
+
+
+def _read_vocabulary(file: Path) -> pa.Array:
+    try:
+        return pq.read_table(file)["value"].combine_chunks()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{file} cannot be read as a vocabulary ({error}): prepare the dataset again") from error
+
+
+def _vocabulary_file(root: Path, table: str) -> Path:
+    return root / "vocabularies" / f"{quote(table, safe=' ')}.parquet"

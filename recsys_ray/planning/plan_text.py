@@ -1,0 +1,97 @@
+"""A cluster plan for people."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from recsys_ray.planning.cluster import GIB, Cluster
+from recsys_ray.planning.plan import ClusterPlan, usable_bytes
+from recsys_ray.sharding.planner import RESERVED, plan_table
+from recsys_ray.planning.cost_model import Memory
+from recsys_ray.planning.workload import Workload
+
+MIB = 1 << 20
+MEMORY = {
+    "tables": "embedding tables",
+    "optimizer": "their optimizer state",
+    "exchange": "ids and embeddings in exchange",
+    "dense": "dense: weights, gradients, Adam",
+    "activations": "activations of the dense part",
+    "batches": "batches",
+}
+TIME = {
+    "lookup": "embedding lookup",
+    "forward_exchange": "forward exchange of embeddings",
+    "dense": "dense compute",
+    "backward_exchange": "backward exchange of gradients",
+    "update": "embedding update",
+    "dense_exchange": "all-reduce of dense gradients",
+    "input_exchange": "exchange of ids",
+}
+ESTIMATE = """\
+An estimate, from bytes and operations over peak speeds: reading data, launching kernels and the network's latency come on top.
+Rows per second are an upper bound; measure a short run before a long one."""
+
+
+def plan_text(plan: ClusterPlan, smallest: ClusterPlan | None) -> str:
+    parts = [
+        f"{plan.cluster}; {plan.workload.rows(plan.cluster.workers):,} rows of a step on each",
+        plan_table(plan.shards),
+        memory_table(plan),
+        time_table(plan),
+        speed(plan),
+    ]
+    if smallest and smallest.cluster == plan.cluster:
+        parts.append("smallest that fits: this one")
+    elif smallest:
+        parts.append(f"smallest that fits: {smallest.cluster}\n" + speed(smallest))
+    return "\n\n".join([*parts, ESTIMATE])
+
+
+def memory_table(plan: ClusterPlan) -> str:
+    """The fullest worker's, and the mean of all."""
+    fullest = max(plan.memory, key=lambda memory: memory.total)
+    lines = [f"{'memory, MiB a worker':<34}{'fullest':>12}{'mean':>12}"]
+    for field in dataclasses.fields(Memory):
+        mean = sum(getattr(memory, field.name) for memory in plan.memory) / len(plan.memory)
+        lines.append(f"{MEMORY[field.name]:<34}{getattr(fullest, field.name) / MIB:>12,.1f}{mean / MIB:>12,.1f}")
+    mean = sum(memory.total for memory in plan.memory) / len(plan.memory)
+    share = fullest.total / usable_bytes(plan.workload, plan.cluster)
+    lines.append(f"{'all':<34}{fullest.total / MIB:>12,.1f}{mean / MIB:>12,.1f}   {share:.0%} of what there is")
+    return "\n".join(lines)
+
+
+def time_table(plan: ClusterPlan) -> str:
+    step = plan.step
+    lines = [f"{'time of a step, ms':<46}{'slowest':>12}"]
+    for name, value in step.parts.items():
+        lines.append(f"{part_name(name, plan.cluster):<46}{value:>12.3f}{value / step.total:>8.0%}")
+    lines.append(f"{'step':<46}{step.total:>12.3f}   bottleneck: {part_name(step.bottleneck, plan.cluster)}")
+    if step.hides_input:
+        lines.append(f"{part_name('input_exchange', plan.cluster):<46}{step.input_exchange:>12.3f}   behind the step before")
+    return "\n".join(lines)
+
+
+def part_name(name: str, cluster: Cluster) -> str:
+    """An exchange goes as slowly as the slowest links on its way."""
+    where = " between nodes" if cluster.nodes > 1 else " within the node"
+    return TIME[name] + (where if name.endswith("exchange") else "")
+
+
+def speed(plan: ClusterPlan) -> str:
+    rows = plan.rows_per_second
+    cost = f", {plan.cost_of_a_billion_rows:,.2f} at {plan.cluster.price:g} an hour of a GPU" if plan.cluster.price else ""
+    return f"{rows:,.0f} rows/s; a billion rows: {1e9 / rows / 60:,.1f} minutes{cost}"
+
+
+def too_small(workload: Workload, cluster: Cluster, smallest: ClusterPlan | None) -> str:
+    """What does not fit, and the remedy."""
+    memory = usable_bytes(workload, cluster) / GIB
+    way_out = (
+        f"{smallest.cluster} would do" if smallest else f"nor in up to {cluster.most_nodes} nodes of {cluster.gpus_per_node}"
+    )
+    return (
+        f"the embedding tables ({workload.table_bytes / GIB:.2f} GiB with their optimizer state), activations and dense part do "
+        f"not fit in {cluster.workers} x {cluster.gpu} of {memory:g} GiB ({RESERVED:.0%} of it reserved on a GPU): {way_out}; or "
+        "lower num_embeddings in the schema, --model.embedding-dim or --train.global-batch, or allow more --sharding.types"
+    )

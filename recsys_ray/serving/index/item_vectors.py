@@ -1,0 +1,61 @@
+"""Every item of the catalogue as a vector, in parallel on Ray Data: on the cluster this process is connected to or one here."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+
+from recsys_ray.data.prepare.catalogue import FREQUENCY
+from recsys_ray.data.dataset.directory import DatasetDirectory
+from recsys_ray.data.dataset.tables import CATALOGUE, load_catalogue
+from recsys_ray.serving.bundle import load_retriever
+from recsys_ray.serving.index.lance import VECTOR
+
+EMBED_ROWS = 4096
+ITEMS_PER_WORKER = 50_000
+
+
+class Embedder:
+    """A worker: loads the model once. Raises what a run directory that other nodes cannot see raises."""
+
+    def __init__(self, run_dir: str) -> None:
+        self._retriever = load_retriever(run_dir)
+
+    def __call__(self, items: pa.Table) -> pa.Table:
+        vectors = self._retriever.embed_candidates(items)
+        kept = items.drop_columns([FREQUENCY])
+        return kept.append_column(VECTOR, pa.FixedSizeListArray.from_arrays(vectors.reshape(-1), vectors.shape[1]))
+
+
+def item_vectors(run_dir: Path, dataset: DatasetDirectory, dim: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """The catalogue's raw columns and VECTOR, as the workers finish. The run and the dataset must be on storage that all see."""
+    if not ray.is_initialized():
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    catalogue = load_catalogue(dataset)
+    workers = max(1, min(int(ray.cluster_resources().get("CPU", 1)), len(catalogue) // ITEMS_PER_WORKER))
+    vectors = ray.data.read_parquet(str(dataset.root / CATALOGUE)).map_batches(
+        Embedder,
+        fn_constructor_args=(str(run_dir),),
+        batch_size=EMBED_ROWS,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=0,  # the readers need CPUs too, and wait for ever where embedders hold them all
+    )
+    schema = catalogue.schema.remove(catalogue.schema.get_field_index(FREQUENCY)).append(
+        pa.field(VECTOR, pa.list_(pa.float32(), dim))
+    )
+    return schema, _batches(vectors, schema)
+
+
+def _batches(vectors: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for table in vectors.iter_batches(batch_size=EMBED_ROWS, batch_format="pyarrow"):
+        yield from table.select(schema.names).cast(schema).combine_chunks().to_batches()
