@@ -26,13 +26,13 @@ import tyro
 from recsys_ray.checkpoint.saver import Saver
 from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.config import DLRMConfig, OptimizerConfig, ShardingConfig
+from recsys_ray.distributed import World
 from recsys_ray.models.registry import build_task
 from recsys_ray.models.task import Batch, Task
 from recsys_ray.schema import Categorical, Dense, Label, Schema
-from recsys_ray.training.steps import make_step
-from recsys_ray.training.optimizers import build_optimizer
 from recsys_ray.sharding.planner import initialise_tables, shard
-from recsys_ray.distributed import World
+from recsys_ray.training.optimizers import build_optimizer
+from recsys_ray.training.steps import make_step
 
 DIM, TABLES = 64, 8
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import tyro
 
 from recsys_ray.checkpoint.store import CheckpointStore
+from recsys_ray.columns import Columns
 from recsys_ray.config import (
     DataConfig,
     DLRMConfig,
@@ -34,8 +35,8 @@ from recsys_ray.config import (
     TrainConfig,
     TwoTowerConfig,
 )
+from recsys_ray.data.loading.stream import BlockStream
 from recsys_ray.data.prepare.pipeline import prepare
-from recsys_ray.data.loading.stream import BlockStream, Columns
 from recsys_ray.datasets import choices, synthetic
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.training.train import train

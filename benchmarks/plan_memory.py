@@ -23,20 +23,20 @@ import torch
 import tyro
 from torch import nn
 
+from recsys_ray.columns import ROW_WEIGHT
 from recsys_ray.config import DLRMConfig, LaunchConfig, LoopConfig, OptimizerConfig, ShardingConfig, TrainConfig
-from recsys_ray.data.loading.stream import ROW_WEIGHT
+from recsys_ray.distributed import World, join_world
 from recsys_ray.host_memory import M_MMAP_THRESHOLD
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.models.registry import build_task
 from recsys_ray.models.task import Batch, Task
-from recsys_ray.schema import Categorical, Dense, Label, Schema
 from recsys_ray.planning.cluster import Cluster
 from recsys_ray.planning.plan import ClusterPlan, plan
-from recsys_ray.training.steps import make_step
-from recsys_ray.training.optimizers import build_optimizer
-from recsys_ray.sharding.planner import initialise_tables, plan_shards, shard
 from recsys_ray.planning.workload import workload
-from recsys_ray.distributed import World, join_world
+from recsys_ray.schema import Categorical, Dense, Label, Schema
+from recsys_ray.sharding.planner import initialise_tables, plan_shards, shard
+from recsys_ray.training.optimizers import build_optimizer
+from recsys_ray.training.steps import make_step
 
 TABLES, WORKERS, MIB = 8, 2, 1 << 20
 GIVEN_BACK_ABOVE = 1 << 16

@@ -18,8 +18,8 @@ import ray
 import tyro
 from sklearn.metrics import roc_auc_score
 
-from recsys_ray.config import DataConfig, DLRMConfig, LoopConfig, OptimizerConfig, PrepareConfig, TrainConfig
 from recsys_ray.compat.streaming_compat import StreamingDataset
+from recsys_ray.config import DataConfig, DLRMConfig, LoopConfig, OptimizerConfig, PrepareConfig, TrainConfig
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.datasets import synthetic
 from recsys_ray.datasets.teacher import Teacher, load_teacher, teacher_probability

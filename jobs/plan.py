@@ -20,11 +20,11 @@ import tyro
 
 from recsys_ray.config import DLRMConfig, LoopConfig, OptimizerConfig, TrainConfig, TwoTowerConfig
 from recsys_ray.data.dataset.directory import DatasetDirectory
-from recsys_ray.schema import Schema
 from recsys_ray.planning.cluster import Cluster, check
 from recsys_ray.planning.plan import plan, smallest
 from recsys_ray.planning.plan_text import plan_text, too_small
 from recsys_ray.planning.workload import workload
+from recsys_ray.schema import Schema
 
 
 @dataclass(frozen=True)

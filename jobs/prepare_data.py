@@ -20,11 +20,10 @@ from pathlib import Path
 import tyro
 
 from recsys_ray.config import PrepareConfig
-from recsys_ray.data.sources.column_types import infer_schema
-from recsys_ray.data.engines.base import open_engine
+from recsys_ray.data.engines.base import EngineFailed, open_engine
 from recsys_ray.data.prepare.pipeline import prepare
+from recsys_ray.data.sources.column_types import infer_schema
 from recsys_ray.data.sources.source import open_source
-from recsys_ray.data.prepare.stages import EngineFailed
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-LENGTHS = ".lengths"
-"""What ends the name of the column that row blocks keep beside a multi-valued one."""
-OWN_NAMES = frozenset(["row_hash", "__record__", "__split__", "__row_weight__", "__frequency__"])
-"""Of columns that preparation and training add."""
+from recsys_ray.columns import LENGTHS, RESERVED
+
 Side = Literal["user", "item", "context"]
 
 
@@ -201,7 +199,7 @@ def _check_names(schema: Schema) -> None:
     if repeated:
         raise ValueError(f"column {repeated[0]!r} appears more than once")
     for name in (column.name for column in schema.columns):
-        if not name or name in OWN_NAMES or name.endswith(LENGTHS):
+        if not name or name in RESERVED or name.endswith(LENGTHS):
             raise ValueError(f"column {name!r} has a name, or the end of a name, that row blocks need for themselves: rename it")
     for kind in (Label, Weight, Timestamp):
         found = [column.name for column in schema.columns if isinstance(column, kind)]

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 import tyro
 
 from recsys_ray.checkpoint.store import CheckpointStore
+from recsys_ray.columns import ROW_WEIGHT, Columns
 from recsys_ray.config import PrepareConfig, SplitConfig, TrainConfig
+from recsys_ray.data.loading.stream import BlockStream
 from recsys_ray.data.prepare.pipeline import prepare
-from recsys_ray.data.loading.stream import ROW_WEIGHT, BlockStream, Columns
 from recsys_ray.launch import stopping
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.training.train import train

@@ -10,8 +10,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys_ray.config import PrepareConfig
 from recsys_ray.compat.streaming_compat import StreamingDataset
+from recsys_ray.config import PrepareConfig
 from recsys_ray.schema import Categorical, Column, Dense, Label, Schema, Timestamp
 
 CLICKS: tuple[Column, ...] = (

@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recsys_ray.data.blocks.reader import BlockReader, Concatenation
-from recsys_ray.data.blocks.writer import BlockWriter
-from recsys_ray.data.blocks.layout import Block, cut, id_type, mds_columns, widened
+from recsys_ray.columns import LENGTHS
 from recsys_ray.compat.streaming_compat import MDSWriter, Reader, Stream, StreamingDataset, World
+from recsys_ray.data.blocks.layout import Block, cut, id_type, mds_columns, widened
+from recsys_ray.data.blocks.reader import BlockReader, Concatenation
 from recsys_ray.data.blocks.records import packed, to_block, unpacked
-from recsys_ray.schema import LENGTHS, Categorical, Dense, Label, Schema, Timestamp
+from recsys_ray.data.blocks.writer import BlockWriter
+from recsys_ray.schema import Categorical, Dense, Label, Schema, Timestamp
 
 SCHEMA = Schema(
     (

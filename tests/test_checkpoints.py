@@ -182,7 +182,8 @@ def test_kill_within_a_save_leaves_the_one_before(dataset: Path, whole: Path, tm
 
 def poisoned_train(config: TrainConfig) -> None:
     """The weight of one row of one batch, the 24th, becomes infinite on the second worker."""
-    from recsys_ray.data.loading.stream import ROW_WEIGHT, BlockStream, Columns
+    from recsys_ray.columns import ROW_WEIGHT, Columns
+    from recsys_ray.data.loading.stream import BlockStream
 
     read, steps = BlockStream.__iter__, itertools.count(1)
 
@@ -222,8 +223,8 @@ def compare_places(config: TrainConfig, cache: Path) -> None:
     """On a worker: the rows of the second batch of the second epoch, as the stream yields them and read by their places."""
     import torch.distributed as dist
 
-    from recsys_ray.data.dataset.directory import DatasetDirectory
     from recsys_ray.compat.streaming_compat import StreamingDataset
+    from recsys_ray.data.dataset.directory import DatasetDirectory
     from recsys_ray.data.loading.stream import BlockStream, batch_layout
 
     dist.init_process_group("gloo")

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from recsys_ray.columns import SPLITS
 from recsys_ray.data.prepare.pipeline import prepare
-from recsys_ray.data.prepare.splits import SPLITS
 from recsys_ray.schema import Categorical, Dense, Label, Timestamp
 from tests.preparing import config_for, read_split, write_input
 

@@ -18,10 +18,10 @@ import torch
 import torch.distributed as dist
 
 from recsys_ray.config import LaunchConfig, RayConfig, SparkConfig, TrainConfig
+from recsys_ray.distributed import join_world, node_layout
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.launch.ray_capacity import workers_that_fit
 from recsys_ray.launch.worker import WorkerFailed, failure
-from recsys_ray.distributed import join_world, node_layout
 from tests.processes import needs_java
 
 ROOT = Path(__file__).parent.parent

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from recsys_ray.columns import ROW_HASH
 from recsys_ray.data.prepare.catalogue import items_of
 from recsys_ray.data.prepare.leave_one_out import LatestRows, latest_rows
-from recsys_ray.data.sources.source import ROW_HASH
 from recsys_ray.schema import Categorical, Schema, Timestamp
 
 ITEM = Categorical("item", "item", encoding="vocabulary", key=True)

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from recsys_ray.columns import SPLITS
 from recsys_ray.config import SplitConfig
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.dataset.tables import load_vocabularies
 from recsys_ray.data.prepare.pipeline import prepare
-from recsys_ray.data.prepare.splits import SPLITS
 from recsys_ray.schema import Categorical, Dense, Label, Timestamp
 from tests.preparing import clicks, config_for, read_split, write_input
 

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch.distributed as dist
 
+from recsys_ray.columns import SPLITS
 from recsys_ray.config import DataConfig, PrepareConfig, SplitConfig
-from recsys_ray.data.engines.spark import engine as spark_engine
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.dataset.tables import load_vocabularies
-from recsys_ray.data.sources.parquet_files import find_parquet
-from recsys_ray.data.prepare.pipeline import prepare
-from recsys_ray.data.prepare.splits import SPLITS
+from recsys_ray.data.engines.spark import engine as spark_engine
 from recsys_ray.data.loading.stream import BlockStream, batch_layout
+from recsys_ray.data.prepare.pipeline import prepare
+from recsys_ray.data.sources.parquet_files import find_parquet
 from recsys_ray.schema import Categorical, Dense, Label, Timestamp
 from tests.preparing import clicks, config_for, read_split, write_input
 from tests.workers import run_workers

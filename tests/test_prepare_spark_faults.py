@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import functions
 
-from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.data.engines.spark.tables import open_spark_table
 from recsys_ray.data.engines.spark.tasks import carried_error, carrying_errors
+from recsys_ray.data.prepare.pipeline import prepare
 from tests.preparing import clicks, config_for, read_split, write_input
 
 JOB = Path(__file__).parent.parent / "jobs" / "prepare_data.py"

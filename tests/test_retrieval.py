@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from recsys_ray.columns import FREQUENCY
 from recsys_ray.config import (
     CheckpointConfig,
     DataConfig,
@@ -28,16 +29,15 @@ from recsys_ray.config import (
     TrainConfig,
     TwoTowerConfig,
 )
-from recsys_ray.data.prepare.catalogue import FREQUENCY
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.dataset.tables import load_catalogue
-from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.data.loading.split_reader import read_split
+from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.datasets import choices
 from recsys_ray.models.evaluation.retrieval_metrics import Pairs, rank
 from recsys_ray.schema import Dense, Schema
-from recsys_ray.serving.index.build import build_index
 from recsys_ray.serving.bundle import load_retriever
+from recsys_ray.serving.index.build import build_index
 from recsys_ray.serving.index.lance import open_index
 from recsys_ray.serving.show import recommendations
 from recsys_ray.training.train import train

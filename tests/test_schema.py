@@ -7,12 +7,8 @@ import json
 import pyarrow as pa
 import pytest
 
+from recsys_ray.columns import FREQUENCY, RECORD, ROW_HASH, ROW_WEIGHT, SPLIT_COLUMN
 from recsys_ray.data.sources.column_types import check_columns, check_key, infer_schema
-from recsys_ray.data.prepare.catalogue import FREQUENCY
-from recsys_ray.data.blocks.parts import SPLIT_COLUMN
-from recsys_ray.data.blocks.records import RECORD
-from recsys_ray.data.sources.source import ROW_HASH
-from recsys_ray.data.loading.stream import ROW_WEIGHT
 from recsys_ray.schema import Categorical, Dense, Label, Schema, Timestamp, Weight
 
 TABLE = pa.schema(

@@ -16,13 +16,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from recsys_ray.config import DataConfig
-from recsys_ray.data.loading import shards
-from recsys_ray.data.blocks.reader import Concatenation
-from recsys_ray.data.blocks.parts import SPLIT_COLUMN, PartWriter
+from recsys_ray.columns import ROW_HASH, SPLIT_COLUMN
 from recsys_ray.compat.streaming_compat import World
+from recsys_ray.config import DataConfig
+from recsys_ray.data.blocks.parts import PartWriter
+from recsys_ray.data.blocks.reader import Concatenation
 from recsys_ray.data.blocks.records import packed
-from recsys_ray.data.sources.source import ROW_HASH
+from recsys_ray.data.loading import shards
 from recsys_ray.data.loading.stream import BlockStream, batch_layout
 from tests.workers import run_workers
 

@@ -15,12 +15,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from recsys_ray.config import DataConfig, PrepareConfig, SplitConfig
-from recsys_ray.data.loading.block_dataset import BlockDataset, deal
-from recsys_ray.data.loading.batch_order import NONE, counted, shares
+from recsys_ray.columns import ROW_WEIGHT
 from recsys_ray.compat.streaming_compat import World, generate_work_random_batching
+from recsys_ray.config import DataConfig, PrepareConfig, SplitConfig
+from recsys_ray.data.loading.batch_order import NONE, counted, shares
+from recsys_ray.data.loading.block_dataset import BlockDataset, deal
+from recsys_ray.data.loading.stream import BlockStream, batch_layout
 from recsys_ray.data.prepare.pipeline import prepare
-from recsys_ray.data.loading.stream import ROW_WEIGHT, BlockStream, batch_layout
 from recsys_ray.schema import Categorical, Label, Schema, Weight
 from tests.workers import run_workers
 

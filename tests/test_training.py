@@ -139,12 +139,12 @@ def test_mlflow_holds_the_run(two_workers: Path) -> None:
 
 def test_plain_module_on_one_process_predicts_as_the_sharded_one(dataset: Path, two_workers: Path) -> None:
     """The saved state dict, in TorchRec's unsharded module, over the test split read row by row: the same log loss and AUC."""
+    from recsys_ray.columns import LENGTHS
+    from recsys_ray.compat.streaming_compat import StreamingDataset
     from recsys_ray.data.blocks.layout import widened
     from recsys_ray.data.dataset.directory import DatasetDirectory
-    from recsys_ray.compat.streaming_compat import StreamingDataset
     from recsys_ray.models.dlrm import build_dlrm
     from recsys_ray.models.evaluation.binary_metrics import binary_metrics
-    from recsys_ray.schema import LENGTHS
 
     schema = DatasetDirectory.open(dataset).schema
     model = config(dataset, two_workers, epochs=2).model

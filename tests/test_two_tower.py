@@ -11,15 +11,15 @@ import torch
 import torch.distributed as dist
 
 from recsys_ray.config import LoopConfig, OptimizerConfig, ShardingConfig, TwoTowerConfig
-from recsys_ray.models.registry import build_task
+from recsys_ray.distributed import World
 from recsys_ray.models.encoded_catalogue import Catalogue
+from recsys_ray.models.registry import build_task
 from recsys_ray.models.task import Task
 from recsys_ray.models.two_tower_batch import candidate_batch, query_batch
 from recsys_ray.schema import Categorical, Column, Dense, Label, Schema
-from recsys_ray.training.steps import make_step, pipelined_step, train_steps
-from recsys_ray.training.optimizers import build_optimizer
 from recsys_ray.sharding.planner import initialise_tables, shard
-from recsys_ray.distributed import World
+from recsys_ray.training.optimizers import build_optimizer
+from recsys_ray.training.steps import make_step, pipelined_step, train_steps
 
 USER = Categorical("user", "user", encoding="identity", num_embeddings=51, key=True)
 ITEM = Categorical("item", "item", encoding="identity", num_embeddings=101, table="items", key=True)

@@ -25,8 +25,8 @@ from benchmarks.speed.convert import clicks, ours, start_ray
 from benchmarks.speed.load import epochs
 from benchmarks.speed.side_by_side import DATA, RESULTS, keep, seconds
 from benchmarks.speed.workers import alone, build
-from recsys_ray.schema import Categorical, Dense, Label, Schema
 from recsys_ray.distributed import World
+from recsys_ray.schema import Categorical, Dense, Label, Schema
 
 FLAT = 0.15
 TABLES, DENSE = 26, 13

@@ -22,7 +22,7 @@ from benchmarks.speed import usual_recipe
 from benchmarks.speed.convert import clicks, ours, start_ray
 from benchmarks.speed.side_by_side import DATA, Goal, in_turn, report, seconds
 from benchmarks.speed.workers import alone, stream
-from recsys_ray.data.loading.stream import ROW_WEIGHT
+from recsys_ray.columns import ROW_WEIGHT
 from recsys_ray.schema import Schema
 
 FIRST, LATER, USUAL, LIMIT = "ours, first epoch", "ours, later epochs", "usual recipe", "limit: read, unpack, concatenate"

@@ -20,10 +20,10 @@ import tyro
 from benchmarks.plan_memory import WORKERS, resident, run, tables
 from benchmarks.speed.side_by_side import keep
 from recsys_ray.config import DLRMConfig, LaunchConfig, LoopConfig, ShardingConfig, TrainConfig
-from recsys_ray.launch.launcher import launcher
-from recsys_ray.schema import Schema
-from recsys_ray.planning.workload import workload
 from recsys_ray.distributed import join_world
+from recsys_ray.launch.launcher import launcher
+from recsys_ray.planning.workload import workload
+from recsys_ray.schema import Schema
 
 WANTED = 1.25
 

@@ -28,8 +28,9 @@ from benchmarks.speed import usual_recipe
 from benchmarks.speed.load import dataset, one_row_a_sample
 from benchmarks.speed.side_by_side import DATA, Goal, Rates, report, seconds
 from benchmarks.speed.workers import ALONE, MODEL, alone, build, resident, stream
+from recsys_ray.columns import ROW_WEIGHT
 from recsys_ray.data.dataset.directory import DatasetDirectory
-from recsys_ray.data.loading.stream import ROW_WEIGHT, BlockStream
+from recsys_ray.data.loading.stream import BlockStream
 from recsys_ray.models.registry import build_task
 from recsys_ray.models.task import Batch
 

@@ -13,17 +13,18 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.speed.side_by_side import DATA
+from recsys_ray.columns import ROW_WEIGHT
 from recsys_ray.config import DataConfig, DLRMConfig, OptimizerConfig, ShardingConfig
 from recsys_ray.data.dataset.directory import DatasetDirectory
-from recsys_ray.data.loading.stream import ROW_WEIGHT, BlockStream, batch_layout
+from recsys_ray.data.loading.stream import BlockStream, batch_layout
+from recsys_ray.distributed import World
 from recsys_ray.host_memory import keep_freed_memory
 from recsys_ray.models.registry import build_task
 from recsys_ray.models.task import Batch, Task
 from recsys_ray.schema import Schema
-from recsys_ray.training.steps import Step, make_step
-from recsys_ray.training.optimizers import build_optimizer
 from recsys_ray.sharding.planner import initialise_tables, shard
-from recsys_ray.distributed import World
+from recsys_ray.training.optimizers import build_optimizer
+from recsys_ray.training.steps import Step, make_step
 
 MODEL = DLRMConfig(interaction="dot", embedding_dim=16)
 BLOCK_ROWS = 256

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from recsys_ray.data.prepare.catalogue import FREQUENCY, item_columns
+from recsys_ray.columns import FREQUENCY
+from recsys_ray.data.blocks.records import to_block
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.dataset.tables import load_catalogue, load_vocabularies
-from recsys_ray.data.blocks.records import to_block
+from recsys_ray.data.prepare.catalogue import item_columns
 from recsys_ray.data.transform import transform
 
 

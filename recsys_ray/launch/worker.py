@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 from unittest.mock import patch
 
+from recsys_ray.command_line import JobError
 from recsys_ray.config import TrainConfig
 from recsys_ray.launch.stopping import end_worker, stoppable
 
@@ -45,7 +46,7 @@ class Train(Protocol):
     def __call__(self, config: TrainConfig, /) -> None: ...
 
 
-class WorkerFailed(RuntimeError):
+class WorkerFailed(JobError):
     """A worker's own traceback on top, then one line: its rank, host, process, and the error or signal."""
 
 

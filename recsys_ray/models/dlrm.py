@@ -10,12 +10,13 @@ import torch.fx
 from torch import nn
 from torchrec.models.dlrm import DLRM, DLRM_DCN, OverArch
 
+from recsys_ray.columns import Columns
 from recsys_ray.config import DLRMConfig
-from recsys_ray.models.evaluation.binary_evaluation import evaluate_binary
 from recsys_ray.models.embeddings import embedding_tables, jagged
+from recsys_ray.models.evaluation.binary_evaluation import evaluate_binary
 from recsys_ray.models.interaction import DotInteraction, SparseFeatures
 from recsys_ray.models.losses import global_mean_loss
-from recsys_ray.models.task import Batch, Columns, Task
+from recsys_ray.models.task import Batch, Task
 from recsys_ray.schema import Schema
 
 # By name and here: what a decorator wraps is wrapped in the module of its own alone.

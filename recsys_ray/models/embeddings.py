@@ -11,7 +11,8 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
-from recsys_ray.schema import LENGTHS, Categorical, Schema
+from recsys_ray.columns import LENGTHS
+from recsys_ray.schema import Categorical, Schema
 
 
 def embedding_tables(schema: Schema, embedding_dim: int, pooling: str) -> EmbeddingBagCollection:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from recsys_ray.models.task import Columns
-from recsys_ray.schema import LENGTHS, Categorical
+from recsys_ray.columns import LENGTHS, Columns
+from recsys_ray.schema import Categorical
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from recsys_ray.config import DLRMConfig, TwoTowerConfig
-from recsys_ray.models.encoded_catalogue import Catalogue
 from recsys_ray.models.dlrm import build_dlrm
+from recsys_ray.models.encoded_catalogue import Catalogue
 from recsys_ray.models.task import Task
 from recsys_ray.models.two_tower import build_two_tower
 from recsys_ray.schema import Schema

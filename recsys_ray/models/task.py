@@ -12,7 +12,8 @@ from torch import nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-Columns = dict[str, torch.Tensor]
+from recsys_ray.columns import Columns
+
 Read = Callable[[str], Iterable[Columns] | None]
 """This worker's share of a split, once; None where the split has no rows. Every worker calls it."""
 

@@ -13,10 +13,10 @@ from torchrec.modules.mlp import MLP
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from recsys_ray.config import TwoTowerConfig
-from recsys_ray.models.encoded_catalogue import Catalogue
 from recsys_ray.models.embeddings import PooledEmbeddings
-from recsys_ray.models.losses import Candidates, global_mean_loss, sampled_softmax
+from recsys_ray.models.encoded_catalogue import Catalogue
 from recsys_ray.models.evaluation.retrieval_evaluation import RetrievalEvaluator
+from recsys_ray.models.losses import Candidates, global_mean_loss, sampled_softmax
 from recsys_ray.models.task import Batch, Task
 from recsys_ray.models.two_tower_batch import CANDIDATE, QUERY, TwoTowerBatch, training_batch
 from recsys_ray.schema import Schema, Side

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from recsys_ray.columns import LENGTHS, Columns
 from recsys_ray.config import TwoTowerConfig
-from recsys_ray.models.encoded_catalogue import Catalogue
 from recsys_ray.models.embeddings import jagged
-from recsys_ray.models.task import Batch, Columns
-from recsys_ray.schema import LENGTHS, Categorical, Dense, Schema, Side
+from recsys_ray.models.encoded_catalogue import Catalogue
+from recsys_ray.models.task import Batch
+from recsys_ray.schema import Categorical, Dense, Schema, Side
 
 QUERY: tuple[Side, ...] = ("user", "context")
 CANDIDATE: tuple[Side, ...] = ("item",)

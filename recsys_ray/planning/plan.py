@@ -11,9 +11,9 @@ from torchrec.distributed.planner.storage_reservations import FixedPercentageSto
 from torchrec.distributed.planner.types import PlannerError, ShardingOption
 
 from recsys_ray.planning.cluster import GIB, Cluster, bandwidths
-from recsys_ray.sharding.planner import RESERVED, Shard, sharders, topology
 from recsys_ray.planning.cost_model import Memory, StepTime, memory_of, step_time
 from recsys_ray.planning.workload import FLOAT, Workload
+from recsys_ray.sharding.planner import RESERVED, Shard, sharders, topology
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from recsys_ray.planning.cluster import GIB, Cluster
-from recsys_ray.planning.plan import ClusterPlan, usable_bytes
-from recsys_ray.sharding.planner import RESERVED, plan_table
 from recsys_ray.planning.cost_model import Memory
+from recsys_ray.planning.plan import ClusterPlan, usable_bytes
 from recsys_ray.planning.workload import Workload
+from recsys_ray.sharding.planner import RESERVED, plan_table
 
 MIB = 1 << 20
 MEMORY = {

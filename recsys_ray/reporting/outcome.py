@@ -11,11 +11,11 @@ from typing import Any
 from recsys_ray.config import TrainConfig
 from recsys_ray.data.dataset.directory import DatasetDirectory, copy_encoding
 from recsys_ray.models.task import Evaluation
+from recsys_ray.reporting.report import RunRecord, write_report
+from recsys_ray.sharding.planner import plan_shards
 from recsys_ray.training.checkpointing import weights_bytes
 from recsys_ray.training.loop import Run
 from recsys_ray.training.progress import Progress
-from recsys_ray.reporting.report import RunRecord, write_report
-from recsys_ray.sharding.planner import plan_shards
 
 
 def finish(run: Run, dataset: DatasetDirectory, test: Evaluation | None, best: int) -> None:

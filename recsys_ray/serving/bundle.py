@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from recsys_ray.config import TwoTowerConfig
-from recsys_ray.data.dataset.tables import load_vocabularies
 from recsys_ray.data.blocks.records import to_block
+from recsys_ray.data.dataset.tables import load_vocabularies
 from recsys_ray.data.transform import Vocabularies, transform
 from recsys_ray.models.two_tower import TwoTower
 from recsys_ray.models.two_tower_batch import candidate_batch, query_batch

@@ -9,17 +9,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from recsys_ray.columns import LENGTHS, Columns
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.dataset.tables import load_catalogue
 from recsys_ray.data.loading.split_reader import read_split
 from recsys_ray.data.transform import table_rows
-from recsys_ray.schema import LENGTHS, Schema
-from recsys_ray.serving.index.build import open_any_index
+from recsys_ray.schema import Schema
 from recsys_ray.serving.bundle import Retriever, load_retriever
+from recsys_ray.serving.index.build import open_any_index
 from recsys_ray.serving.index.lance import SCORE
 
 LINES = 10
-Columns = dict[str, torch.Tensor]
 
 
 def recommendations(run_dir: Path, uri: str, users: int, title: str) -> Iterator[str]:

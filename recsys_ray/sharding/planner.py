@@ -24,9 +24,9 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from recsys_ray.config import OptimizerConfig, ShardingConfig
+from recsys_ray.distributed import World
 from recsys_ray.host_memory import zeros_on_huge_pages
 from recsys_ray.planning.cluster import DEVICES, GIB, bandwidths
-from recsys_ray.distributed import World
 
 RESERVED = 0.15
 FUSED = ["fused"]

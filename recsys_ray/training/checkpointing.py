@@ -16,9 +16,9 @@ from recsys_ray.checkpoint.saver import Saver
 from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.config import TrainConfig
 from recsys_ray.data.dataset.directory import DatasetDirectory
-from recsys_ray.training.weight_migration import restore_optimizer
 from recsys_ray.training.identity import changed_settings, check_same_run, identity
 from recsys_ray.training.progress import Progress
+from recsys_ray.training.weight_migration import restore_optimizer
 
 
 class Checkpoints:

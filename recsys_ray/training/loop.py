@@ -10,20 +10,21 @@ from typing import Any
 
 import torch.distributed as dist
 
+from recsys_ray.columns import Columns
 from recsys_ray.config import LoopConfig, TrainConfig
 from recsys_ray.data.loading.stream import BlockStream
+from recsys_ray.distributed import World
 from recsys_ray.launch.stopping import StopRequest
-from recsys_ray.models.task import Columns, Evaluation, Task
+from recsys_ray.models.task import Evaluation, Task
+from recsys_ray.reporting.tracking.mlflow_tracker import Tracker
 from recsys_ray.training.checkpointing import Checkpoints
-from recsys_ray.training.steps import Step, make_step, train_steps
-from recsys_ray.training.timing import LossNotFinite, Meter, Waiting
 from recsys_ray.training.not_finite import record_not_finite
 from recsys_ray.training.optimizers import rate_factor
 from recsys_ray.training.progress import Progress
-from recsys_ray.training.stopping_policy import Schedule, Wish
 from recsys_ray.training.startup import Startup
-from recsys_ray.reporting.tracking.mlflow_tracker import Tracker
-from recsys_ray.distributed import World
+from recsys_ray.training.steps import Step, make_step, train_steps
+from recsys_ray.training.stopping_policy import Schedule, Wish
+from recsys_ray.training.timing import LossNotFinite, Meter, Waiting
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.optim.keyed import CombinedOptimizer
 
 from recsys_ray.config import LoopConfig, OptimizerConfig
+from recsys_ray.distributed import World
 from recsys_ray.models.task import Batch
 from recsys_ray.training.optimizers import set_learning_rates
-from recsys_ray.distributed import World
 
 Step = Callable[[Iterator[Batch]], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 """Trains on the next batch and returns its (loss, logits, labels). Raises StopIteration when there is none."""

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
-from recsys_ray.models.task import Batch
 from recsys_ray.distributed import mean_over_workers
+from recsys_ray.models.task import Batch
 
 
 class LossNotFinite(RuntimeError):

@@ -11,22 +11,23 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from recsys_ray.columns import ROW_WEIGHT
+from recsys_ray.compat.streaming_compat import separate_shared_memory
 from recsys_ray.config import LoopConfig, TrainConfig, TwoTowerConfig, to_json
 from recsys_ray.data.dataset.directory import DatasetDirectory
-from recsys_ray.compat.streaming_compat import separate_shared_memory
 from recsys_ray.data.loading.cache_janitor import shard_cache
-from recsys_ray.data.loading.stream import ROW_WEIGHT, BatchLayout, BlockStream, batch_layout
+from recsys_ray.data.loading.stream import BatchLayout, BlockStream, batch_layout
+from recsys_ray.distributed import World, join_world
 from recsys_ray.launch.stopping import stop_requested
-from recsys_ray.models.registry import build_task
 from recsys_ray.models.encoded_catalogue import Catalogue
+from recsys_ray.models.registry import build_task
+from recsys_ray.reporting.tracking.mlflow_tracker import Tracker
+from recsys_ray.sharding.planner import initialise_tables, plan_shards, plan_table, shard
 from recsys_ray.training.checkpointing import Checkpoints
 from recsys_ray.training.loop import Run, evaluate, fit
 from recsys_ray.training.optimizers import build_optimizer
 from recsys_ray.training.progress import Progress
-from recsys_ray.sharding.planner import initialise_tables, plan_shards, plan_table, shard
 from recsys_ray.training.startup import Startup
-from recsys_ray.reporting.tracking.mlflow_tracker import Tracker
-from recsys_ray.distributed import World, join_world
 
 # Not print: Ray Train shows what its workers print twice.
 log = logging.getLogger(__name__)

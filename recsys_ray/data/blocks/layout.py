@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from recsys_ray.schema import LENGTHS, Categorical, Schema, Timestamp
+from recsys_ray.columns import LENGTHS
+from recsys_ray.schema import Categorical, Schema, Timestamp
 
 NDARRAY = "ndarray:"
 Block = dict[str, np.ndarray]

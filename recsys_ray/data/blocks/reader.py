@@ -14,9 +14,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from recsys_ray.data.blocks.layout import Block, stored_type, widened
+from recsys_ray.columns import LENGTHS
 from recsys_ray.compat.streaming_compat import MDSReader, Reader
-from recsys_ray.schema import LENGTHS
+from recsys_ray.data.blocks.layout import Block, stored_type, widened
 
 Sample = np.ndarray
 """uint8: sizes of all columns, uint32, then each with its header (how wide the number of its values is, and that number)."""

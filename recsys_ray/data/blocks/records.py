@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from recsys_ray.columns import LENGTHS, RECORD
 from recsys_ray.data.blocks.layout import Block, stored_type
-from recsys_ray.schema import LENGTHS
 
-RECORD = "__record__"
 PACKED_AT_ONCE = 1 << 11
 """Rows: few enough for a core's own cache."""
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from recsys_ray.data.blocks.layout import Block
 from recsys_ray.compat.streaming_compat import MDSWriter, NDArray
+from recsys_ray.data.blocks.layout import Block
 
 COUNT = np.dtype(np.uint32)
 

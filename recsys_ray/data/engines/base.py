@@ -11,12 +11,17 @@ from typing import Any, Literal, Protocol, TypeVar
 
 import pyarrow as pa
 
+from recsys_ray.command_line import JobError
 from recsys_ray.data.blocks.parts import PartWriter, PartWritten
 from recsys_ray.data.sources.source import Rows, Table
 
 ENGINES = {"ray": "recsys_ray.data.engines.ray_data", "spark": "recsys_ray.data.engines.spark.engine"}
 PACKAGES = {"ray": "ray", "spark": "pyspark"}
 T = TypeVar("T")
+
+
+class EngineFailed(JobError):
+    """The engine, not the input, is at fault: its cluster is gone, out of memory, or cannot be started."""
 
 
 class Engine(Protocol):

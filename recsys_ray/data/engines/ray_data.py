@@ -22,9 +22,9 @@ from ray.data.datasource.datasink import WriteResult
 from ray.exceptions import RayError
 
 from recsys_ray.data.blocks.parts import MIN_ROWS_PER_PART, PartWriter, PartWritten
+from recsys_ray.data.engines.base import EngineFailed
 from recsys_ray.data.sources.parquet_files import ParquetFiles
 from recsys_ray.data.sources.source import Rows, Table
-from recsys_ray.data.prepare.stages import EngineFailed
 from recsys_ray.host_memory import keep_freed_memory
 
 MAX_ROWS_PER_TASK = 1 << 18

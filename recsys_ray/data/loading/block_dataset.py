@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys_ray.data.loading.batch_order import NONE, Ids, among_loaders, batch_slots, counted, shares
 from recsys_ray.compat.streaming_compat import (
     TICK,
     ShardState,
@@ -25,6 +24,7 @@ from recsys_ray.compat.streaming_compat import (
     generate_work_random_batching,
     get_partitions,
 )
+from recsys_ray.data.loading.batch_order import NONE, Ids, among_loaders, batch_slots, counted, shares
 from recsys_ray.data.loading.shards import CheckedStream
 
 BATCHING = "global_batches"

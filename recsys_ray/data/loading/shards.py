@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from recsys_ray.data.blocks.reader import BlockReader
 from recsys_ray.compat.streaming_compat import Reader, Stream, World
+from recsys_ray.data.blocks.reader import BlockReader
 
 CHECKSUM = "xxh64"
 ATTEMPTS = 5

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from recsys_ray.compat.streaming_compat import StreamingDataset
 from recsys_ray.data.blocks.layout import widened
 from recsys_ray.data.dataset.directory import DatasetDirectory
-from recsys_ray.compat.streaming_compat import StreamingDataset
 
 
 def read_split(dataset: DatasetDirectory, split: str) -> Iterator[dict[str, torch.Tensor]]:

@@ -21,15 +21,11 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
+from recsys_ray.columns import ROW_WEIGHT, Columns
 from recsys_ray.config import DataConfig
-from recsys_ray.data.loading.block_dataset import BlockDataset
 from recsys_ray.data.blocks.reader import Concatenation, Sample
+from recsys_ray.data.loading.block_dataset import BlockDataset
 from recsys_ray.data.loading.cache_janitor import note_segments
-
-ROW_WEIGHT = "__row_weight__"
-"""float32 [rows]: the weight column, or 1; 0 for rows that count nothing: padding, and blocks that are there a second time."""
-Columns = dict[str, torch.Tensor]
-"""Column name -> its rows [rows]; a multi-valued column has its values end to end and `name.lengths` [rows]."""
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_ray.data.sources.source import ROW_HASH, Source
+from recsys_ray.columns import FREQUENCY, ROW_HASH
+from recsys_ray.data.sources.source import Source
 from recsys_ray.data.transform import canonical, value_hashes
 from recsys_ray.schema import Categorical, Schema
 
-FREQUENCY = "__frequency__"
-"""int64: positive training rows with the item."""
 EXAMPLES = 5
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from recsys_ray.columns import ROW_HASH
 from recsys_ray.data.prepare.profile import PerRow
-from recsys_ray.data.sources.source import ROW_HASH
 from recsys_ray.data.transform import canonical, positives, seconds, value_hashes
 from recsys_ray.schema import Schema
 

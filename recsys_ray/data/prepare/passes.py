@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from recsys_ray.data.prepare.catalogue import item_columns, items_of, merged_items
-from recsys_ray.data.engines.base import Engine
-from recsys_ray.data.prepare.statistics import NO_COUNTS, Earlier, Fitted, Measured, completed, measure, wants_fitting
-from recsys_ray.data.prepare.leave_one_out import HeldOut, LatestRows, latest_rows
-from recsys_ray.data.blocks.parts import SPLIT_COLUMN, PartWriter, Written
-from recsys_ray.data.prepare.profile import PerRow, Profile, profile_batch
+from recsys_ray.columns import ROW_HASH, SPLIT_COLUMN
+from recsys_ray.data.blocks.parts import PartWriter, Written
 from recsys_ray.data.blocks.records import packed
-from recsys_ray.data.sources.source import ROW_HASH, Rows, Source
+from recsys_ray.data.engines.base import Engine
+from recsys_ray.data.prepare.catalogue import item_columns, items_of, merged_items
+from recsys_ray.data.prepare.leave_one_out import HeldOut, LatestRows, latest_rows
+from recsys_ray.data.prepare.profile import PerRow, Profile, profile_batch
 from recsys_ray.data.prepare.splits import RowRules
+from recsys_ray.data.prepare.statistics import NO_COUNTS, Earlier, Fitted, Measured, completed, measure, wants_fitting
+from recsys_ray.data.sources.source import Rows, Source
 from recsys_ray.data.transform import transform
 from recsys_ray.schema import Categorical
 

@@ -11,20 +11,21 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from recsys_ray.columns import SPLITS
 from recsys_ray.config import DataConfig, PrepareConfig
-from recsys_ray.data.sources.column_types import check_columns
 from recsys_ray.data.blocks.layout import mds_columns
-from recsys_ray.data.prepare.catalogue import absence, check_item_key, item_table, with_frequencies
+from recsys_ray.data.blocks.parts import PartWriter, rows_per_part
 from recsys_ray.data.dataset.directory import SUMMARY, DatasetDirectory, staged
 from recsys_ray.data.dataset.tables import write_catalogue, write_vocabularies
 from recsys_ray.data.engines.base import open_engine
-from recsys_ray.data.prepare.statistics import NOTHING, Earlier, Fitted
-from recsys_ray.data.blocks.parts import PartWriter, rows_per_part
+from recsys_ray.data.prepare.catalogue import absence, check_item_key, item_table, with_frequencies
 from recsys_ray.data.prepare.passes import Passes
 from recsys_ray.data.prepare.profile import Profile
-from recsys_ray.data.sources.source import TABLE, fingerprint, open_source
-from recsys_ray.data.prepare.splits import SPLITS, RowRules, check_split, time_boundaries
+from recsys_ray.data.prepare.splits import RowRules, check_split, time_boundaries
 from recsys_ray.data.prepare.stages import check_complete, check_enough, clear_errors, run_stage
+from recsys_ray.data.prepare.statistics import NOTHING, Earlier, Fitted
+from recsys_ray.data.sources.column_types import check_columns
+from recsys_ray.data.sources.source import TABLE, fingerprint, open_source
 from recsys_ray.datasets import movielens
 from recsys_ray.schema import Schema
 

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_ray.data.sources.source import ROW_HASH, hash_sum
+from recsys_ray.columns import ROW_HASH
 from recsys_ray.data.prepare.time_counts import TimeCounts
+from recsys_ray.data.sources.source import hash_sum
 from recsys_ray.data.transform import canonical, seconds, value_hashes
 from recsys_ray.schema import Categorical, Schema
 

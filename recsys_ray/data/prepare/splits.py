@@ -10,15 +10,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys_ray.columns import ROW_HASH, SPLITS
 from recsys_ray.config import SplitConfig
-from recsys_ray.data.sources.column_types import is_text
 from recsys_ray.data.prepare.leave_one_out import HeldOut
-from recsys_ray.data.sources.source import ROW_HASH
 from recsys_ray.data.prepare.time_counts import TimeCounts
+from recsys_ray.data.sources.column_types import is_text
 from recsys_ray.data.transform import rejections, seconds
 from recsys_ray.schema import Schema
 
-SPLITS = ("train", "validation", "test")
 NO_SPLIT = 255
 AFTER_ALL = np.iinfo(np.int64).max
 

@@ -20,10 +20,6 @@ from recsys_ray.data.transform import NOT_BINARY
 T = TypeVar("T")
 
 
-class EngineFailed(RuntimeError):
-    """The engine, not the input, is at fault: its cluster is gone, out of memory, or cannot be started."""
-
-
 def run_stage(stage: str, work: Callable[[], T]) -> T:
     started = time.perf_counter()
     print(f"prepare: {stage} ...", flush=True)

@@ -12,15 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys_ray.columns import ROW_HASH
 from recsys_ray.config import PrepareConfig
 from recsys_ray.data.sources.column_types import check_key, is_text
 from recsys_ray.data.sources.parquet_files import find_parquet
 from recsys_ray.data.transform import canonical
 from recsys_ray.schema import Categorical
 
-ROW_HASH = "row_hash"
-"""The column, uint64, that the engine adds: a row keeps it in every pass. Of Parquet both engines make the same, from file and
-position; of a Spark table, which has neither, from the row's values."""
 TABLE = "table:"
 """What stands before the name of a Spark table or view."""
 Share = Callable[[Any], Callable[[], Any]]

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from recsys_ray.columns import Columns
 from recsys_ray.models.collectives import gather_rows, my_rank
 from recsys_ray.models.evaluation.binary_metrics import binary_metrics, calibration_curve
-from recsys_ray.models.task import Batch, Columns, Evaluation, Read
+from recsys_ray.models.task import Batch, Evaluation, Read
 
 Predictions = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Probabilities, labels and weights, float32 [rows of the split]."""

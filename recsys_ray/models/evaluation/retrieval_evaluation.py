@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 
 from recsys_ray.config import TwoTowerConfig
-from recsys_ray.models.evaluation.baselines import fit_ials, solve
-from recsys_ray.models.encoded_catalogue import Catalogue
 from recsys_ray.models.collectives import from_rank_0, gather_equal, my_rank, workers
+from recsys_ray.models.encoded_catalogue import Catalogue
+from recsys_ray.models.evaluation.baselines import fit_ials, solve
 from recsys_ray.models.evaluation.retrieval_metrics import Pairs, Ranked, rank
 from recsys_ray.models.evaluation.retrieval_users import Choices, Users
 from recsys_ray.models.task import Evaluation, Read

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from recsys_ray.columns import Columns
 from recsys_ray.models.collectives import gather_rows, my_rank
 from recsys_ray.models.evaluation.retrieval_metrics import Pairs
-from recsys_ray.models.task import Columns
 from recsys_ray.models.two_tower_batch import query_batch
 from recsys_ray.schema import Schema
 

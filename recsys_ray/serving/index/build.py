@@ -11,8 +11,8 @@ from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.loading.split_reader import read_split
 from recsys_ray.serving.bundle import Retriever, load_retriever
 from recsys_ray.serving.index.databricks import SCHEME, DatabricksIndex, connect, open_databricks_index, write_databricks_index
-from recsys_ray.serving.index.lance import RECALL_AT, RECALL_QUERIES, Index, IndexWriter, Manifest, open_index
 from recsys_ray.serving.index.item_vectors import item_vectors
+from recsys_ray.serving.index.lance import RECALL_AT, RECALL_QUERIES, Index, IndexWriter, Manifest, open_index
 
 
 def build_index(run_dir: Path, uri: str) -> str:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from recsys_ray.data.prepare.catalogue import FREQUENCY
+from recsys_ray.columns import FREQUENCY
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.dataset.tables import CATALOGUE, load_catalogue
 from recsys_ray.serving.bundle import load_retriever

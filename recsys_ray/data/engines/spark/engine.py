@@ -13,10 +13,8 @@ import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
-from recsys_ray.data.dataset.directory import remove_folder
 from recsys_ray.data.blocks.parts import MIN_ROWS_PER_PART, PartWriter, PartWritten
-from recsys_ray.data.sources.parquet_files import ParquetFiles
-from recsys_ray.data.sources.source import Rows
+from recsys_ray.data.dataset.directory import remove_folder
 from recsys_ray.data.engines.spark.session import run_jobs, spark_session
 from recsys_ray.data.engines.spark.tables import SparkTable, open_spark_table
 from recsys_ray.data.engines.spark.tasks import (
@@ -33,6 +31,8 @@ from recsys_ray.data.engines.spark.tasks import (
     shares,
     unpickled,
 )
+from recsys_ray.data.sources.parquet_files import ParquetFiles
+from recsys_ray.data.sources.source import Rows
 
 MIN_ROWS_PER_TASK, MAX_ROWS_PER_TASK = 1 << 15, 1 << 21
 TASKS_PER_CORE, MERGED_AT_ONCE = 4, 8

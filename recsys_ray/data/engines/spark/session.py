@@ -16,8 +16,8 @@ from pyspark.errors import PySparkException, PythonException
 from pyspark.sql import SparkSession
 from pyspark.sql.utils import is_remote
 
+from recsys_ray.data.engines.base import EngineFailed
 from recsys_ray.data.engines.spark.tasks import carried_error
-from recsys_ray.data.prepare.stages import EngineFailed
 from recsys_ray.spark_jobs import run_in_group
 
 ON_THIS_MACHINE = {

@@ -11,9 +11,9 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType
 
-from recsys_ray.data.sources.source import ROW_HASH
+from recsys_ray.columns import ROW_HASH
+from recsys_ray.data.engines.base import EngineFailed
 from recsys_ray.data.engines.spark.session import run_jobs
-from recsys_ray.data.prepare.stages import EngineFailed
 
 
 @dataclass(frozen=True)

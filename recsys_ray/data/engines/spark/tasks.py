@@ -22,8 +22,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys_ray.columns import ROW_HASH
 from recsys_ray.data.sources.parquet_files import ParquetFiles
-from recsys_ray.data.sources.source import ROW_HASH
 
 TABLE_ROWS, TABLE_BYTES = 1 << 17, 1 << 26
 READ_ROWS = 1 << 14
