@@ -26,7 +26,6 @@ from recsys_ray.data.prepare.stages import check_complete, check_enough, clear_e
 from recsys_ray.data.prepare.statistics import NOTHING, Earlier, Fitted
 from recsys_ray.data.sources.column_types import check_columns
 from recsys_ray.data.sources.source import TABLE, fingerprint, open_source
-from recsys_ray.datasets import movielens
 from recsys_ray.schema import Schema
 
 
@@ -68,16 +67,17 @@ def _checked_out(config: PrepareConfig) -> Path:
     return out
 
 
-def dataset_for(data: DataConfig, run_dir: str, engine: Literal["ray", "spark"] = "ray") -> str:
-    """The dataset directory to train on: `data.path`, or one prepared in the run directory from raw Parquet or MovieLens 1M."""
+def dataset_for(data: DataConfig, out: str, engine: Literal["ray", "spark"]) -> Path:
+    """Returns the dataset directory to train on: `data.path`, or `out`, prepared from `data.parquet` unless it is up to date.
+
+    Raises ValueError when `data` names neither, FileNotFoundError when `data.path` is not a dataset directory, and what
+    `prepare` raises.
+    """
     if data.path:
-        return str(DatasetDirectory.open(data.path).root)
-    out = str(Path(run_dir) / "dataset")
-    if data.parquet:
-        return str(prepare(PrepareConfig(engine, data.parquet, schema=data.schema, out=out, split=data.split)).root)
-    raw = movielens.fetch(Path(run_dir).parent / "movielens-1m")
-    interactions, users, items = (str(raw / f"{table}.parquet") for table in ("interactions", "users", "items"))
-    return str(prepare(PrepareConfig(engine, interactions, users, items, out=out, split=data.split)).root)
+        return DatasetDirectory.open(data.path).root
+    if not data.parquet:
+        raise ValueError("no data to train on: pass --data.path, a dataset directory, or --data.parquet, raw Parquet to prepare")
+    return prepare(PrepareConfig(engine, data.parquet, schema=data.schema, out=out, split=data.split)).root
 
 
 def schema_beside(parquet: str) -> str:
