@@ -1,0 +1,16 @@
+"""Checks that an installed library has a version whose private names are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import metadata
+
+
+def require_version(package: str, versions: Sequence[str]) -> None:
+    """Raises ImportError unless the installed `package` has one of `versions`, each as "major.minor"."""
+    installed = metadata.version(package)
+    if installed.replace("+", ".").split(".")[:2] not in [version.split(".") for version in versions]:
+        raise ImportError(
+            f"{package} {installed} is installed, and recsys_ray uses private parts of it that were checked for "
+            f"{' and '.join(versions)} only: install one of these"
+        )
