@@ -14,7 +14,7 @@ import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE, FakeMultiNodeProvider
 from ray.autoscaler._private.util import prepare_config
 
-from tests.ray_head import ROOT, Head, get, listed, ray_head, submit
+from tests.support.ray_head import ROOT, Head, get, listed, ray_head, submit
 
 JOB_SECONDS = 400
 IDLE_SECONDS = 20  # longer than a driver takes, on a busy machine, from the arrival of its nodes to using them

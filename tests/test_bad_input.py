@@ -15,7 +15,7 @@ import pytest
 from recsys_ray.config import SplitConfig
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.schema import Categorical, Dense, Label, Timestamp, Weight
-from tests.preparing import clicks, config_for, read_split, write_input
+from tests.support.preparing import clicks, config_for, read_split, write_input
 
 SCHEMA = (
     Label("click"),

@@ -6,10 +6,8 @@ import dataclasses
 import errno
 import itertools
 import json
-import logging
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,17 +22,19 @@ from fsspec.implementations.local import LocalFileSystem
 from torch.multiprocessing import ProcessRaisedException
 
 from recsys_ray.checkpoint.store import CheckpointStore
+from recsys_ray.columns import ROW_WEIGHT, Columns
 from recsys_ray.config import CheckpointConfig, TrainConfig
 from recsys_ray.training.train import train
-from tests.test_training import config, newest_progress, outcome, weights
-from tests.workers import run_workers
+from tests.support.faults import batches_through, flip_a_byte, train_and_send_sigterm
+from tests.support.runs import copied, dlrm_config, log_of, logged_train, newest_progress, outcome, same_weights
+from tests.support.workers import run_workers
 
 
 @pytest.fixture(scope="module")
 def stopped(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two workers, row-wise, after 30 steps of the first epoch, with checkpoints of steps 20 and 30."""
     run_dir = tmp_path_factory.mktemp("stopped") / "run"
-    run_workers(train, 2, config(dataset, run_dir, every_steps=10, max_steps=30))
+    run_workers(train, 2, dlrm_config(dataset, run_dir, every_steps=10, max_steps=30))
     return run_dir
 
 
@@ -42,31 +42,8 @@ def stopped(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One epoch that nobody disturbs."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
-    run_workers(train, 2, config(dataset, run_dir))
+    run_workers(train, 2, dlrm_config(dataset, run_dir))
     return run_dir
-
-
-def same_weights(left: Path, right: Path) -> bool:
-    expected, found = weights(left), weights(right)
-    return expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
-
-
-def logged_train(config: TrainConfig) -> None:
-    """train(config), with what it logs in a file for each rank."""
-    Path(config.run_dir).mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(Path(config.run_dir) / f"log-{os.environ['RANK']}")
-    logging.getLogger("recsys_ray").addHandler(handler)
-    train(config)
-
-
-def log_of(run_dir: Path) -> str:
-    return (run_dir / "log-0").read_text()
-
-
-def copied(run_dir: Path, to: Path) -> Path:
-    shutil.copytree(run_dir, to)
-    shutil.copy2(run_dir.parent / "mlflow.db", to.parent)
-    return to
 
 
 def test_two_are_kept_and_say_what_they_hold(stopped: Path) -> None:
@@ -83,11 +60,8 @@ def test_flipped_byte_is_found_and_the_one_before_used(
     dataset: Path, stopped: Path, whole: Path, tmp_path: Path, name: str
 ) -> None:
     run_dir = copied(stopped, tmp_path / "run")
-    file = run_dir / "checkpoints" / "step_30" / name
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-    run_workers(logged_train, 2, config(dataset, run_dir))
+    flip_a_byte(run_dir / "checkpoints" / "step_30" / name)
+    run_workers(logged_train, 2, dlrm_config(dataset, run_dir))
     assert f"step_30 is damaged ({name} " in log_of(run_dir) and "taking the next best" in log_of(run_dir)
     assert "going on after step 20, " in log_of(run_dir)
     assert same_weights(run_dir, whole)
@@ -96,7 +70,7 @@ def test_flipped_byte_is_found_and_the_one_before_used(
 def test_half_written_one_is_not_gone_on_from(dataset: Path, stopped: Path, whole: Path, tmp_path: Path) -> None:
     run_dir = copied(stopped, tmp_path / "run")
     (run_dir / "checkpoints" / "step_30" / "committed.json").unlink()
-    run_workers(logged_train, 2, config(dataset, run_dir))
+    run_workers(logged_train, 2, dlrm_config(dataset, run_dir))
     assert "going on after step 20, " in log_of(run_dir) and "damaged" not in log_of(run_dir)
     assert same_weights(run_dir, whole)
 
@@ -106,7 +80,7 @@ def test_nothing_sound_is_an_error_and_no_new_beginning(dataset: Path, stopped: 
     for file in (run_dir / "checkpoints").glob("*/__0_0.distcp"):
         file.write_bytes(b"")
     with pytest.raises(ProcessRaisedException, match=r"every checkpoint in .* is damaged: restore one, or remove them all"):
-        run_workers(train, 2, config(dataset, run_dir))
+        run_workers(train, 2, dlrm_config(dataset, run_dir))
 
 
 class Troubled(LocalFileSystem):
@@ -141,7 +115,7 @@ def test_store_that_fails_ends_no_run(dataset: Path, whole: Path, tmp_path: Path
     folder, run_dir = tmp_path / "store", tmp_path / "run"
     folder.mkdir()
     (folder / trouble).touch() if trouble == "full" else (folder / trouble).mkdir()
-    wanted = config(dataset, run_dir)
+    wanted = dlrm_config(dataset, run_dir)
     kept = CheckpointConfig(f"troubled://{folder}", every_steps=10, keep_last=9)
     run_workers(on_troubled_store, 2, dataclasses.replace(wanted, checkpoint=kept))
     steps = {int(path.parent.name.removeprefix("step_")) for path in folder.glob("step_*/committed.json")}
@@ -170,7 +144,7 @@ def kill_within_a_save(config: TrainConfig) -> None:
 
 
 def test_kill_within_a_save_leaves_the_one_before(dataset: Path, whole: Path, tmp_path: Path) -> None:
-    wanted = config(dataset, tmp_path / "run", every_steps=10)
+    wanted = dlrm_config(dataset, tmp_path / "run", every_steps=10)
     with pytest.raises(Exception, match=r"SIGKILL|signal 9|Connection|peer"):
         run_workers(kill_within_a_save, 2, wanted)
     store = CheckpointStore(str(tmp_path / "run" / "checkpoints"))
@@ -181,26 +155,23 @@ def test_kill_within_a_save_leaves_the_one_before(dataset: Path, whole: Path, tm
 
 
 def poisoned_train(config: TrainConfig) -> None:
-    """The weight of one row of one batch, the 24th, becomes infinite on the second worker."""
-    from recsys_ray.columns import ROW_WEIGHT, Columns
-    from recsys_ray.data.loading.stream import BlockStream
+    """Trains with an infinite weight for one row of the second worker's 24th batch."""
+    numbers = itertools.count(1)
 
-    read, steps = BlockStream.__iter__, itertools.count(1)
-
-    def poisoned(stream: BlockStream) -> Iterator[Columns]:
-        for columns in read(stream):
-            if next(steps) == 24 and os.environ["RANK"] == "1":
+    def poisoned(batches: Iterator[Columns]) -> Iterator[Columns]:
+        for columns in batches:
+            if next(numbers) == 24 and os.environ["RANK"] == "1":
                 columns[ROW_WEIGHT][5] = float("inf")
             yield columns
 
-    BlockStream.__iter__ = poisoned  # type: ignore[method-assign]
-    train(config)
+    with batches_through(poisoned):
+        train(config)
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_names_its_batch(dataset: Path, tmp_path: Path) -> None:
     """Looked at every 50 steps and before each checkpoint: here before that of step 30, so that it is never made."""
     run_dir = tmp_path / "run"
-    wanted = dataclasses.replace(config(dataset, run_dir, every_steps=10, log_every=50))
+    wanted = dataclasses.replace(dlrm_config(dataset, run_dir, every_steps=10, log_every=50))
     with pytest.raises(ProcessRaisedException, match=r"the loss of step 24 is not finite \(epoch 1, batch of row blocks train/"):
         run_workers(poisoned_train, 2, wanted)
     assert CheckpointStore(str(run_dir / "checkpoints")).committed() == [20, 10]
@@ -216,7 +187,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_its_batch(dataset: Path
 
 
 def test_named_blocks_are_those_of_the_batch(dataset: Path, tmp_path: Path) -> None:
-    run_workers(compare_places, 1, config(dataset, tmp_path / "run"), tmp_path / "cache")
+    run_workers(compare_places, 1, dlrm_config(dataset, tmp_path / "run"), tmp_path / "cache")
 
 
 def compare_places(config: TrainConfig, cache: Path) -> None:
@@ -243,24 +214,10 @@ def compare_places(config: TrainConfig, cache: Path) -> None:
 
 def test_sigterm_saves_and_ends(dataset: Path, whole: Path, tmp_path: Path) -> None:
     """To one worker alone, of two: both save the same step; the rest of the epoch goes on there."""
-    wanted = config(dataset, tmp_path / "run")
+    wanted = dlrm_config(dataset, tmp_path / "run")
     with pytest.raises(Exception, match=r"exit code 143"):
-        run_workers(sigterm_to_rank_1, 2, wanted)
+        run_workers(train_and_send_sigterm, 2, wanted)
     (step,) = CheckpointStore(str(tmp_path / "run" / "checkpoints")).committed()
     assert step in (12, 13)
     run_workers(logged_train, 2, wanted)
     assert f"going on after step {step}, " in log_of(tmp_path / "run") and same_weights(tmp_path / "run", whole)
-
-
-def sigterm_to_rank_1(config: TrainConfig) -> None:
-    from recsys_ray.training import loop as fit
-
-    report = fit.Tracker.metrics
-
-    def metrics(tracker: Any, step: int, values: dict[str, float]) -> None:
-        report(tracker, step, values)
-        if step == 11 and os.environ["RANK"] == "1":
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    fit.Tracker.metrics = metrics  # type: ignore[method-assign]
-    train(config)

@@ -17,10 +17,10 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from recsys_ray.checkpoint.store import CheckpointStore
-from recsys_ray.config import from_json
+from recsys_ray.config.serialization import from_json
 from recsys_ray.training.train import train
-from tests.audit import assert_every_row_once_an_epoch, numbered_rows, rows_by_step
-from tests.workers import run_workers
+from tests.support.audit import assert_every_row_once_an_epoch, numbered_rows, rows_by_step
+from tests.support.workers import run_workers
 
 ROOT = Path(__file__).parent.parent
 EPOCHS, BATCH = 9, 1024
@@ -55,7 +55,7 @@ def audited(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def start(dataset: Path, run_dir: Path, log: Path, flags: list[str], **environment: str) -> subprocess.Popen[bytes]:
     """A job that writes down the rows of each step."""
-    command = [sys.executable, "-m", "tests.audit", f"--data.path={dataset}", f"--run-dir={run_dir}"]
+    command = [sys.executable, "-m", "tests.support.audit", f"--data.path={dataset}", f"--run-dir={run_dir}"]
     command += [f"--train.epochs={EPOCHS}", "--train.patience=0", f"--train.global-batch={BATCH}", "--train.log-every=1"]
     command += ["--checkpoint.every-steps=10", *RATES, *flags]
     with log.open("wb") as output:

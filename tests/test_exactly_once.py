@@ -14,7 +14,7 @@ import pytest
 from recsys_ray.columns import SPLITS
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.schema import Categorical, Dense, Label, Timestamp
-from tests.preparing import config_for, read_split, write_input
+from tests.support.preparing import config_for, read_split, write_input
 
 ROWS = 1_000_000
 SCHEMA = (Label("click"), Dense("price"), Categorical("user", num_embeddings=1000), Timestamp("number"))

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +21,10 @@ from recsys_ray.data.dataset.tables import load_vocabularies
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.launch.stopping import STOP
 from recsys_ray.training.train import train
-from tests.audit import ROWS, assert_every_row_once_an_epoch, audited_train, numbered_rows, rows_by_step
-from tests.test_checkpoints import log_of, logged_train
-from tests.test_training import config, losses, newest_progress, outcome, weights
-from tests.workers import run_workers
+from tests.support.audit import ROWS, assert_every_row_once_an_epoch, audited_train, numbered_rows, rows_by_step
+from tests.support.faults import train_and_damage_last, train_until_validation
+from tests.support.runs import dlrm_config, log_of, logged_train, losses, newest_progress, outcome, weights
+from tests.support.workers import run_workers
 
 WIDE = 256  # TorchRec splits no columns below 128
 
@@ -38,9 +37,9 @@ def audited(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_every_row_of_every_epoch_once_when_workers_go_and_come(audited: Path, tmp_path: Path) -> None:
     """2 -> 1 -> 3 -> 2 workers within two epochs, stopped by request: of 24 steps each. Three cannot share 8 blocks evenly."""
     whole, resized = tmp_path / "whole", tmp_path / "resized"
-    run_workers(audited_train, 2, config(audited, whole, epochs=2))
+    run_workers(audited_train, 2, dlrm_config(audited, whole, epochs=2))
     for workers, stop_after in ((2, 7), (1, 15), (3, 30), (2, 0)):
-        run_workers(audited_train, workers, config(audited, resized, epochs=2), stop_after)
+        run_workers(audited_train, workers, dlrm_config(audited, resized, epochs=2), stop_after)
         (resized / STOP).unlink(missing_ok=True)
     steps = outcome(resized)["steps"]
     assert steps == outcome(whole)["steps"] == 48
@@ -55,8 +54,8 @@ def test_every_row_of_every_epoch_once_when_workers_go_and_come(audited: Path, t
 def test_batch_and_rate_may_change_within_an_epoch(audited: Path, tmp_path: Path) -> None:
     """The place is counted in rows: with half the batch every row is still trained once. What changed is told and tagged."""
     run_dir = tmp_path / "run"
-    run_workers(audited_train, 2, config(audited, run_dir, max_steps=9))
-    changed = config(audited, run_dir, global_batch=512)
+    run_workers(audited_train, 2, dlrm_config(audited, run_dir, max_steps=9))
+    changed = dlrm_config(audited, run_dir, global_batch=512)
     changed = dataclasses.replace(changed, optimizer=dataclasses.replace(changed.optimizer, dense_learning_rate=5e-4))
     run_workers(audited_train, 2, changed)
     steps = outcome(run_dir)["steps"]
@@ -79,7 +78,7 @@ def wide(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def wide_config(dataset: Path, run_dir: Path, kind: str, steps: int = 10) -> TrainConfig:
-    wanted = config(dataset, run_dir, max_steps=steps)
+    wanted = dlrm_config(dataset, run_dir, max_steps=steps)
     model = dataclasses.replace(wanted.model, embedding_dim=WIDE, interaction="dot")
     return dataclasses.replace(wanted, model=model, sharding=ShardingConfig(types=(kind,)))  # type: ignore[arg-type]
 
@@ -143,7 +142,7 @@ def test_plain_module_on_the_cpu_predicts_the_same(dataset: Path, wide: Path) ->
 def test_another_run_is_refused_naming_the_difference(
     dataset: Path, audited: Path, tmp_path: Path, part: str, words: str
 ) -> None:
-    wanted = config(dataset, tmp_path / "run", max_steps=2)
+    wanted = dlrm_config(dataset, tmp_path / "run", max_steps=2)
     run_workers(train, 1, wanted)
     match part:
         case "model":
@@ -177,8 +176,8 @@ def test_new_run_starts_from_the_rows_that_it_knows_by_value(ray_session: None, 
     """The vocabulary of the second day has another order, lacks a city and has a new one; two workers, row-wise."""
     monday = prepared_day(tmp_path, "monday", ["bergen", "oslo", "paris", "rome"])
     tuesday = prepared_day(tmp_path, "tuesday", ["zagreb", "rome", "bergen", "oslo"])
-    run_workers(train, 2, config(monday, tmp_path / "first", global_batch=256))
-    wanted = config(tuesday, tmp_path / "second", global_batch=256, epochs=0)
+    run_workers(train, 2, dlrm_config(monday, tmp_path / "first", global_batch=256))
+    wanted = dlrm_config(tuesday, tmp_path / "second", global_batch=256, epochs=0)
     run_workers(logged_train, 2, dataclasses.replace(wanted, init_from=str(tmp_path / "first")))
     old, new = weights(tmp_path / "first"), weights(tmp_path / "second")
     (table,) = [name for name in old if "city_table" in name]
@@ -195,25 +194,13 @@ def test_new_run_starts_from_the_rows_that_it_knows_by_value(ray_session: None, 
         run_workers(train, 1, dataclasses.replace(wanted, run_dir=str(tmp_path / "third"), init_from=str(tmp_path / "nowhere")))
 
 
-def killed_in_validation(config: TrainConfig) -> None:
-    """Ends as a lost worker would, in the first validation, of which nothing is known then."""
-    from recsys_ray.training import loop as fit
-
-    def fail(run: Any) -> None:
-        run.checkpoints.wait()
-        raise RuntimeError("killed")
-
-    fit.validate = fail
-    train(config)
-
-
 @pytest.mark.parametrize("flags", [{"epochs": 2, "patience": 1}, {"max_steps": 20, "every_steps": 10}])
 def test_epoch_is_validated_once_also_when_the_run_ended_there(dataset: Path, tmp_path: Path, flags: dict[str, int]) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_workers(train, 1, config(dataset, whole, **flags))
+    run_workers(train, 1, dlrm_config(dataset, whole, **flags))
     with pytest.raises(ProcessRaisedException, match=r"killed"):
-        run_workers(killed_in_validation, 1, config(dataset, killed, **flags))
-    run_workers(train, 1, config(dataset, killed, **flags))
+        run_workers(train_until_validation, 1, dlrm_config(dataset, killed, **flags))
+    run_workers(train, 1, dlrm_config(dataset, killed, **flags))
     expected, found = newest_progress(whole), newest_progress(killed)
     assert expected["scores"] == found["scores"] and expected["validation"] == found["validation"]
     assert len(found["scores"]) == len({step for step, _ in found["scores"]}) > 0
@@ -229,28 +216,9 @@ def test_column_parts_go_to_workers_that_have_no_part_of_a_table(dataset: Path, 
     assert len(losses(tmp_path / "run")) == 12
 
 
-def damaged_train(config: TrainConfig) -> None:
-    """The checkpoint of the last epoch is damaged as soon as it is written."""
-    from recsys_ray.training import loop as fit
-
-    validate = fit.validate
-
-    def validate_and_damage(run: fit.Run) -> None:
-        validate(run)
-        run.checkpoints.wait()
-        if run.progress.epoch == config.train.epochs - 1:
-            file = Path(config.run_dir, "checkpoints", f"step_{run.progress.step}", "__0_0.distcp")
-            content = bytearray(file.read_bytes())
-            content[len(content) // 2] ^= 1
-            file.write_bytes(content)
-
-    fit.validate = validate_and_damage
-    logged_train(config)
-
-
 def test_damaged_best_is_not_what_the_run_ends_with(dataset: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    run_workers(damaged_train, 1, config(dataset, run_dir, epochs=2))
+    run_workers(train_and_damage_last, 1, dlrm_config(dataset, run_dir, epochs=2))
     ((first, _), (last, _)) = newest_progress(run_dir)["scores"]
     assert outcome(run_dir)["best_checkpoint"] == f"step_{first}"
     assert f"step_{last} is damaged (__0_0.distcp does not fit its checksum): taking the next best" in log_of(run_dir)

@@ -17,7 +17,7 @@ from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.dataset.tables import load_catalogue, load_vocabularies
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.schema import Categorical, Column, Dense, Label, Timestamp
-from tests.preparing import config_for, read_split, write_input
+from tests.support.preparing import config_for, read_split, write_input
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

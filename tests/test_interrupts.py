@@ -23,8 +23,8 @@ import pytest
 from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.config import LaunchConfig, SparkConfig, TrainConfig
 from recsys_ray.launch.launcher import launcher
-from tests.processes import MARK, gone, marked, needs_java
-from tests.ray_head import Head, listed, ray_head, submit
+from tests.support.processes import MARK, gone, marked, needs_java
+from tests.support.ray_head import Head, listed, ray_head, submit
 
 ROOT = Path(__file__).parent.parent
 SPARK_CLUSTER = ["--launch.engine=spark", "--launch.spark.master", "local-cluster[2,1,1024]"]

@@ -22,7 +22,7 @@ from recsys_ray.distributed import join_world, node_layout
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.launch.ray_capacity import workers_that_fit
 from recsys_ray.launch.worker import WorkerFailed, failure
-from tests.processes import needs_java
+from tests.support.processes import needs_java
 
 ROOT = Path(__file__).parent.parent
 ENGINES = {

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from recsys_ray.models.losses import Candidates, sampled_softmax
-from tests.workers import run_workers
+from tests.support.workers import run_workers
 
 ROWS, DIM = 24, 8
 

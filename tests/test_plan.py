@@ -11,16 +11,18 @@ from typing import Any
 
 import pytest
 
-from recsys_ray.config import DLRMConfig, LoopConfig, OptimizerConfig, ShardingConfig, TrainConfig, TwoTowerConfig
+from recsys_ray.config import LoopConfig, OptimizerConfig, ShardingConfig, TrainConfig
 from recsys_ray.distributed import join_world
+from recsys_ray.models.dlrm import DLRMConfig
 from recsys_ray.models.registry import build_task
+from recsys_ray.models.two_tower import TwoTowerConfig
 from recsys_ray.planning.cluster import GIB, Cluster, check
 from recsys_ray.planning.plan import ClusterPlan, plan, smallest
 from recsys_ray.planning.plan_text import too_small
 from recsys_ray.planning.workload import workload
 from recsys_ray.schema import Categorical, Dense, Label, Schema
 from recsys_ray.sharding.planner import RESERVED, plan_shards, shard
-from tests.workers import run_workers
+from tests.support.workers import run_workers
 
 ROOT = Path(__file__).parents[1]
 ROWS, DIM, TABLES, BATCH = 10_000_000, 64, 16, 8192

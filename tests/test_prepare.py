@@ -18,7 +18,7 @@ from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.dataset.tables import load_vocabularies
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.schema import Categorical, Dense, Label, Timestamp
-from tests.preparing import clicks, config_for, read_split, write_input
+from tests.support.preparing import clicks, config_for, read_split, write_input
 
 ROWS = 2000
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from tests.preparing import clicks, read_split, write_input
+from tests.support.preparing import clicks, read_split, write_input
 
 JOB = Path(__file__).parent.parent / "jobs" / "prepare_data.py"
 

@@ -22,8 +22,8 @@ from recsys_ray.data.loading.stream import BlockStream, batch_layout
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.data.sources.parquet_files import find_parquet
 from recsys_ray.schema import Categorical, Dense, Label, Timestamp
-from tests.preparing import clicks, config_for, read_split, write_input
-from tests.workers import run_workers
+from tests.support.preparing import clicks, config_for, read_split, write_input
+from tests.support.workers import run_workers
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -20,7 +20,7 @@ from pyspark.sql import functions
 from recsys_ray.data.engines.spark.tables import open_spark_table
 from recsys_ray.data.engines.spark.tasks import carried_error, carrying_errors
 from recsys_ray.data.prepare.pipeline import prepare
-from tests.preparing import clicks, config_for, read_split, write_input
+from tests.support.preparing import clicks, config_for, read_split, write_input
 
 JOB = Path(__file__).parent.parent / "jobs" / "prepare_data.py"
 NO_RAY = f"import runpy, sys; runpy.run_path({str(JOB)!r}, run_name='__main__'); assert 'ray' not in sys.modules"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray_head import BIN, Head, ray_head, submit
+from tests.support.ray_head import BIN, Head, ray_head, submit
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from recsys_ray.datasets import synthetic
-from tests.processes import MARK, gone, marked, needs_java
+from tests.support.processes import MARK, gone, marked, needs_java
 
 ROOT = Path(__file__).parent.parent
 RAY_AGENT = r"\d+ ray::(Dashboard|RuntimeEnv)Agent"

@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from recsys_ray.columns import FREQUENCY
 from recsys_ray.config import (
@@ -27,7 +26,6 @@ from recsys_ray.config import (
     SplitConfig,
     TrackingConfig,
     TrainConfig,
-    TwoTowerConfig,
 )
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.dataset.tables import load_catalogue
@@ -35,14 +33,16 @@ from recsys_ray.data.loading.split_reader import read_split
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.datasets import choices
 from recsys_ray.models.evaluation.retrieval_metrics import Pairs, rank
+from recsys_ray.models.two_tower import TwoTowerConfig
 from recsys_ray.schema import Dense, Schema
 from recsys_ray.serving.bundle import load_retriever
 from recsys_ray.serving.index.build import build_index
 from recsys_ray.serving.index.lance import open_index
 from recsys_ray.serving.show import recommendations
 from recsys_ray.training.train import train
-from tests.test_training import losses, stop_within_an_epoch
-from tests.workers import mlflow_uri, run_workers
+from tests.support.faults import train_until_step_30
+from tests.support.runs import losses, outcome, same_weights
+from tests.support.workers import mlflow_uri, run_workers
 
 USERS, ITEMS, CHOICES, LACKING, EPOCHS = 700, 150, 12, 4, 4
 
@@ -90,10 +90,6 @@ def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("run") / "run"
     run_workers(train, 2, config(dataset, run_dir, EPOCHS, uniform_negatives=32, hard_negatives=16))
     return run_dir
-
-
-def outcome(run_dir: Path) -> dict:
-    return json.loads((run_dir / "outcome.json").read_text())
 
 
 def split_table(dataset: Path, split: str) -> pa.Table:
@@ -198,12 +194,10 @@ def test_stopped_run_goes_on_to_the_same_weights(dataset: Path, run: Path, tmp_p
     wanted = config(dataset, tmp_path / "stopped", EPOCHS, uniform_negatives=32, hard_negatives=16)
     wanted = dataclasses.replace(wanted, checkpoint=CheckpointConfig(every_steps=29))
     with pytest.raises(torch.multiprocessing.ProcessRaisedException, match="stopped"):
-        run_workers(stop_within_an_epoch, 2, wanted)
+        run_workers(train_until_step_30, 2, wanted)
     assert (tmp_path / "stopped" / "checkpoints" / "step_29").exists()
     run_workers(train, 2, wanted)
-    expected, found = (load_file(folder / "model" / "weights.safetensors") for folder in (run, tmp_path / "stopped"))
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert same_weights(run, tmp_path / "stopped")
 
 
 def test_retriever_ranks_as_the_sharded_model_did(dataset: Path, raw: Path, run: Path) -> None:

@@ -24,7 +24,7 @@ from recsys_ray.data.blocks.reader import Concatenation
 from recsys_ray.data.blocks.records import packed
 from recsys_ray.data.loading import shards
 from recsys_ray.data.loading.stream import BlockStream, batch_layout
-from tests.workers import run_workers
+from tests.support.workers import run_workers
 
 BLOCK_ROWS, PARTS, ROWS_PER_PART = 64, 4, 640
 ROWS = PARTS * ROWS_PER_PART

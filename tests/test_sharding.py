@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-
-from recsys_ray.config import DLRMConfig, LoopConfig, OptimizerConfig, ShardingConfig
-from recsys_ray.distributed import World, join_world
 from recsys_ray.models.evaluation.binary_evaluation import predict_split
+
+from recsys_ray.config import LoopConfig, OptimizerConfig, ShardingConfig
+from recsys_ray.distributed import World, join_world
+from recsys_ray.models.dlrm import DLRMConfig
 from recsys_ray.models.registry import build_task
 from recsys_ray.models.task import Task
 from recsys_ray.schema import Categorical, Dense, Label, Schema
@@ -21,7 +22,7 @@ from recsys_ray.sharding import planner as sharding
 from recsys_ray.sharding.planner import initialise_tables, make_plan, on_their_devices, plan_shards, plan_table, shard
 from recsys_ray.training.optimizers import build_optimizer, rate_factor, set_learning_rates
 from recsys_ray.training.steps import make_step, pipelined_step, train_steps
-from tests.workers import run_workers
+from tests.support.workers import run_workers
 
 SCHEMA = Schema(
     (

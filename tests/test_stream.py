@@ -23,7 +23,7 @@ from recsys_ray.data.loading.block_dataset import BlockDataset, deal
 from recsys_ray.data.loading.stream import BlockStream, batch_layout
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.schema import Categorical, Label, Schema, Weight
-from tests.workers import run_workers
+from tests.support.workers import run_workers
 
 ROWS, BLOCKS, BLOCK_ROWS, GLOBAL_BATCH, EPOCHS = 5_003, 79, 64, 384, 3
 

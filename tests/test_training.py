@@ -2,62 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from torch.multiprocessing import ProcessRaisedException
 
-from recsys_ray.checkpoint.store import CheckpointStore
-from recsys_ray.config import CheckpointConfig, DataConfig, DLRMConfig, LoopConfig, ShardingConfig, TrackingConfig, TrainConfig
 from recsys_ray.training.train import train
-from tests.workers import mlflow_uri, run_workers
-
-
-def config(dataset: Path, run_dir: Path, every_steps: int = 0, **loop: int) -> TrainConfig:
-    return TrainConfig(
-        run_dir=str(run_dir),
-        data=DataConfig(path=str(dataset)),
-        model=DLRMConfig(interaction="dcn", embedding_dim=8, dense_layers=(16,), over_layers=(32,), cross_rank=8),
-        train=LoopConfig(**{"epochs": 1, "global_batch": 1024, "log_every": 1, "patience": 0, **loop}),
-        checkpoint=CheckpointConfig(every_steps=every_steps),
-        sharding=ShardingConfig(types=("row_wise",)),
-        tracking=TrackingConfig(uri=mlflow_uri(run_dir.parent)),
-    )
-
-
-def losses(run_dir: Path) -> np.ndarray:
-    return np.array([point["loss"] for point in newest_progress(run_dir)["training"]])
-
-
-def newest_progress(run_dir: Path) -> dict[str, Any]:
-    """Of the newest checkpoint."""
-    store = CheckpointStore(str(run_dir / "checkpoints"))
-    return store.marker(store.committed()[0])["note"]["progress"]
-
-
-def outcome(run_dir: Path) -> dict:
-    return json.loads((run_dir / "outcome.json").read_text())
-
-
-def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    return load_file(run_dir / "model" / "weights.safetensors")
+from tests.support.faults import train_until_step_30
+from tests.support.runs import dlrm_config, losses, outcome, same_weights, weights
+from tests.support.workers import run_workers
 
 
 @pytest.fixture(scope="module")
 def two_workers(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two epochs on two workers, row-wise."""
     run_dir = tmp_path_factory.mktemp("two") / "run"
-    run_workers(train, 2, config(dataset, run_dir, epochs=2))
+    run_workers(train, 2, dlrm_config(dataset, run_dir, epochs=2))
     return run_dir
 
 
 def test_one_and_two_workers_draw_the_same_curve(dataset: Path, two_workers: Path, tmp_path: Path) -> None:
-    run_workers(train, 1, config(dataset, tmp_path / "one", epochs=2))
+    run_workers(train, 1, dlrm_config(dataset, tmp_path / "one", epochs=2))
     one, two = losses(tmp_path / "one"), losses(two_workers)
     assert len(one) == len(two) >= 90
     assert np.abs(one - two)[:50].max() < 1e-5
@@ -68,50 +36,34 @@ def test_one_and_two_workers_draw_the_same_curve(dataset: Path, two_workers: Pat
 
 
 def test_interrupted_run_goes_on_to_the_same_weights_bit_by_bit(dataset: Path, two_workers: Path, tmp_path: Path) -> None:
-    run_workers(train, 2, config(dataset, tmp_path / "resumed", epochs=1))
+    run_workers(train, 2, dlrm_config(dataset, tmp_path / "resumed", epochs=1))
     stopped = outcome(tmp_path / "resumed")
-    run_workers(train, 2, config(dataset, tmp_path / "resumed", epochs=2))
+    run_workers(train, 2, dlrm_config(dataset, tmp_path / "resumed", epochs=2))
     resumed = outcome(tmp_path / "resumed")
     assert resumed["mlflow_run_id"] == stopped["mlflow_run_id"]
     assert np.array_equal(losses(tmp_path / "resumed"), losses(two_workers))
-    expected, found = weights(two_workers), weights(tmp_path / "resumed")
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-
-
-def stop_within_an_epoch(config: TrainConfig) -> None:
-    """Ends as a lost worker would, after some steps that no checkpoint holds."""
-    from recsys_ray.training import loop as training
-
-    def fail(epoch: int, epochs: int, steps: int, point: dict[str, float]) -> str:
-        if point["step"] == 30:
-            raise RuntimeError("stopped")
-        return str(point)
-
-    training._line = fail
-    train(config)
+    assert same_weights(two_workers, tmp_path / "resumed")
 
 
 def test_run_stopped_within_an_epoch_goes_on_there(dataset: Path, tmp_path: Path) -> None:
     """Bit by bit as if nothing had happened on as many workers; the same curve on another number of them."""
-    wanted = config(dataset, tmp_path / "whole", every_steps=20)
+    wanted = dlrm_config(dataset, tmp_path / "whole", every_steps=20)
     run_workers(train, 2, wanted)
-    with pytest.raises(torch.multiprocessing.ProcessRaisedException):
-        run_workers(stop_within_an_epoch, 2, config(dataset, tmp_path / "two", every_steps=20))
+    with pytest.raises(ProcessRaisedException, match="stopped"):
+        run_workers(train_until_step_30, 2, dlrm_config(dataset, tmp_path / "two", every_steps=20))
     shutil.copytree(tmp_path / "two", tmp_path / "one")
     assert [folder.name for folder in (tmp_path / "two" / "checkpoints").iterdir()] == ["step_20"]
     for workers, name in ((2, "two"), (1, "one")):
-        run_workers(train, workers, config(dataset, tmp_path / name, every_steps=20))
+        run_workers(train, workers, dlrm_config(dataset, tmp_path / name, every_steps=20))
     assert np.array_equal(losses(tmp_path / "two"), losses(tmp_path / "whole"))
-    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "two")
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert same_weights(tmp_path / "whole", tmp_path / "two")
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
 
 
 def test_batch_that_is_no_whole_number_of_blocks_is_refused(dataset: Path, tmp_path: Path) -> None:
     words = r"--train.global-batch 1000 is not a positive multiple of the dataset's block_rows 128: use 896 or 1024"
-    with pytest.raises(torch.multiprocessing.ProcessRaisedException, match=words):
-        run_workers(train, 1, config(dataset, tmp_path, global_batch=1000))
+    with pytest.raises(ProcessRaisedException, match=words):
+        run_workers(train, 1, dlrm_config(dataset, tmp_path, global_batch=1000))
 
 
 def test_every_figure_of_the_outcome_is_there(two_workers: Path) -> None:
@@ -147,7 +99,7 @@ def test_plain_module_on_one_process_predicts_as_the_sharded_one(dataset: Path, 
     from recsys_ray.models.evaluation.binary_metrics import binary_metrics
 
     schema = DatasetDirectory.open(dataset).schema
-    model = config(dataset, two_workers, epochs=2).model
+    model = dlrm_config(dataset, two_workers, epochs=2).model
     task = build_dlrm(model, schema, "weight", torch.device("cpu"), None)
     task.module.to_empty(device="cpu").load_state_dict(weights(two_workers))
     blocks = StreamingDataset(local=str(dataset / "test"))

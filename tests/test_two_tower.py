@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from recsys_ray.config import LoopConfig, OptimizerConfig, ShardingConfig, TwoTowerConfig
+from recsys_ray.config import LoopConfig, OptimizerConfig, ShardingConfig
 from recsys_ray.distributed import World
 from recsys_ray.models.encoded_catalogue import Catalogue
 from recsys_ray.models.registry import build_task
 from recsys_ray.models.task import Task
+from recsys_ray.models.two_tower import TwoTowerConfig
 from recsys_ray.models.two_tower_batch import candidate_batch, query_batch
 from recsys_ray.schema import Categorical, Column, Dense, Label, Schema
 from recsys_ray.sharding.planner import initialise_tables, shard
@@ -185,7 +186,7 @@ def test_losses_that_cannot_be_are_refused() -> None:
 
 
 def test_dlrm_without_a_label_is_refused() -> None:
-    from recsys_ray.config import DLRMConfig
+    from recsys_ray.models.dlrm import DLRMConfig
 
     with pytest.raises(ValueError, match="no label column"):
         build_task(DLRMConfig(), Schema(COLUMNS[1:]), "weight", torch.device("cpu"), None, seed=1)

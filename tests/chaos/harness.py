@@ -19,7 +19,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.processes import MARK, gone, marked
+from tests.support.processes import MARK, gone, marked
 
 ROOT = Path(__file__).parent.parent.parent
 WORKERS = 2

@@ -20,9 +20,9 @@ from typing import Any
 import psutil
 import ray
 
-from tests.processes import free_ports
+from tests.support.processes import free_ports
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 START_SECONDS = 120
 

@@ -1,13 +1,12 @@
 """A dataset whose rows are numbered, and training that writes down which rows each step had.
 
-python -m tests.audit --data.path ... --run-dir ...      # as jobs/train_dlrm.py, audited
+python -m tests.support.audit --data.path ... --run-dir ...      # as jobs/train_dlrm.py, audited
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import logging
 import os
 import time
 from collections.abc import Iterator
@@ -22,11 +21,11 @@ import tyro
 from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.columns import ROW_WEIGHT, Columns
 from recsys_ray.config import PrepareConfig, SplitConfig, TrainConfig
-from recsys_ray.data.loading.stream import BlockStream
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.launch import stopping
 from recsys_ray.launch.launcher import launcher
-from recsys_ray.training.train import train
+from tests.support.faults import batches_through
+from tests.support.runs import logged_train
 
 ROWS, ROW, BLOCK_ROWS = 24_000, "row", 128
 
@@ -47,17 +46,18 @@ def numbered_rows(root: Path) -> Path:
 
 
 def audited_train(config: TrainConfig, stop_after: int = 0, pace: float = 0) -> None:
-    """train(config), with the numbers of each step's rows in a file, a wish to stop at a step, and `pace` seconds between."""
+    """Calls train(config) and writes the row numbers of each step's batch to a file of the run directory.
+
+    Requests a stop at step `stop_after`, and sleeps `pace` seconds before each step. Each rank logs to a file.
+    """
     stopping.LOOK_SECONDS = 0  # the whole run takes no longer
     run_dir, place = Path(config.run_dir), f"{os.environ['RANK']}-{os.environ['WORLD_SIZE']}"
-    run_dir.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("recsys_ray").addHandler(logging.FileHandler(run_dir / f"log-{os.environ['RANK']}"))
-    read, store = BlockStream.__iter__, CheckpointStore(str(run_dir / "checkpoints"))
+    store = CheckpointStore(str(run_dir / "checkpoints"))
     saved = store.committed()
     steps = itertools.count(store.marker(saved[0])["note"]["progress"]["step"] + 1 if saved else 1)
 
-    def audited(stream: BlockStream) -> Iterator[Columns]:
-        for columns in read(stream):
+    def audited(batches: Iterator[Columns]) -> Iterator[Columns]:
+        for columns in batches:
             rows, step = columns[ROW][columns[ROW_WEIGHT] > 0], next(steps)
             np.save(run_dir / f"rows-{step}-{time.time_ns()}-{place}.npy", rows.numpy())
             if step == stop_after:
@@ -65,11 +65,8 @@ def audited_train(config: TrainConfig, stop_after: int = 0, pace: float = 0) -> 
             time.sleep(pace)
             yield columns
 
-    BlockStream.__iter__ = audited  # type: ignore[method-assign]
-    try:
-        train(config)
-    finally:
-        BlockStream.__iter__ = read  # type: ignore[method-assign]
+    with batches_through(audited):
+        logged_train(config)
 
 
 def rows_by_step(run_dir: Path, steps: int) -> list[np.ndarray]:
@@ -95,7 +92,7 @@ def assert_every_row_once_an_epoch(rows: list[np.ndarray], global_batch: int) ->
 if __name__ == "__main__":
     wanted = tyro.cli(TrainConfig, config=(tyro.conf.AvoidSubcommands,))
     # By its name, which workers can import, and not as part of __main__.
-    from tests.audit import audited_train as train_with_audit
+    from tests.support.audit import audited_train as train_with_audit
 
     with launcher(wanted.launch) as engine:
         engine.run(partial(train_with_audit, pace=0.08), wanted)  # so that a cluster has time to change

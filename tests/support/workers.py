@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.multiprocessing as multiprocessing
 
-from tests.processes import free_ports
+from tests.support.processes import free_ports
 
 MLFLOW = "mlflow.store.tracking.sqlalchemy_store"
 IMPORTED_ONCE = ["recsys_ray.training.train", "recsys_ray.reporting.report", "sklearn.metrics", MLFLOW]
