@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from recsys_ray.columns import LENGTHS
-from recsys_ray.compat.streaming_compat import MDSWriter, Reader, Stream, StreamingDataset, World
+from recsys_ray.compat.streaming_compat import MDSWriter, Reader, Stream, StreamingDataset, StreamingWorld
 from recsys_ray.data.blocks.layout import Block, cut, id_type, mds_columns, widened
 from recsys_ray.data.blocks.reader import BlockReader, Concatenation
 from recsys_ray.data.blocks.records import packed, to_block, unpacked
@@ -128,6 +128,6 @@ def test_same_arrays_as_the_reader_of_mosaic_streaming(schema: Schema, block_row
 def open_readers(folder: Path) -> list[BlockReader]:
     stream = Stream(local=str(folder), download_retry=1)
     stream.apply_default({"split": "", "download_timeout": 60.0, "keep_zip": False, "validate_hash": None})
-    shards: list[Reader] = stream.get_shards(World(1, 1, 1, 0), allow_unsafe_types=False)
+    shards: list[Reader] = stream.get_shards(StreamingWorld(1, 1, 1, 0), allow_unsafe_types=False)
     assert len(shards) == len(json.loads((folder / "index.json").read_text())["shards"]) > 1
     return [BlockReader.of(shard) for shard in shards]

@@ -148,7 +148,8 @@ def test_tables_and_views(views, on_ray, spark_session, tmp_path, capsys):
 
 def read_stream(dataset: str, out: str) -> None:
     dist.init_process_group("gloo")
-    stream = BlockStream(f"{dataset}/train", Path(out) / "cache", batch_layout(512, 256, 1), 0, True, DataConfig(), "")
+    layout = batch_layout(512, 256, 1)
+    stream = BlockStream(f"{dataset}/train", Path(out) / "cache", layout, seed=0, shuffle=True, config=DataConfig(), weight="")
     np.save(Path(out) / "stream.npy", np.concatenate([columns["number"].numpy() for columns in stream]))
     dist.destroy_process_group()
 

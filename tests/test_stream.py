@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 
 from recsys_ray.columns import ROW_WEIGHT
-from recsys_ray.compat.streaming_compat import World, generate_work_random_batching
+from recsys_ray.compat.streaming_compat import StreamingWorld, generate_work_random_batching, patch_shared_memory
 from recsys_ray.config import DataConfig, PrepareConfig, SplitConfig
-from recsys_ray.data.loading.batch_order import NONE, counted, shares
-from recsys_ray.data.loading.block_dataset import BlockDataset, deal
+from recsys_ray.data.loading.batch_order import EMPTY, decode_blocks
+from recsys_ray.data.loading.block_dataset import BlockDataset
 from recsys_ray.data.loading.stream import BlockStream, batch_layout
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.schema import Categorical, Label, Schema, Weight
@@ -50,7 +50,8 @@ def read_epochs(dataset: str, out: str, first_epoch: int, first_block: int, glob
     """What one worker sees: for each epoch and step its rows and weights."""
     dist.init_process_group("gloo")
     layout = batch_layout(global_batch, BLOCK_ROWS, dist.get_world_size())
-    stream = BlockStream(f"{dataset}/train", Path(out) / "cache", layout, 7, shuffle=True, config=data, weight="importance")
+    cache = Path(out) / "cache"
+    stream = BlockStream(f"{dataset}/train", cache, layout, seed=7, shuffle=True, config=data, weight="importance")
     assert (stream.blocks, stream.steps) == (BLOCKS, -(-BLOCKS // layout.global_blocks))
     stream.start_at(first_epoch, first_block)
     seen = []
@@ -157,26 +158,32 @@ WORLDS = [(1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (1, 4), (2, 2), (4, 1), (1, 5)
 
 
 def simulated(blocks: int, global_blocks: int, canonical_nodes: int) -> BlockDataset:
-    """As much of a dataset of two shards as deals out its blocks."""
+    """As much of a dataset of two shards as assigns its blocks."""
     dataset = BlockDataset.__new__(BlockDataset)
     settings = {"shuffle": True, "shuffle_algo": "py1e", "shuffle_seed": 3, "shuffle_block_size": 1 << 18, "batch_size": 1}
-    nodes = {"num_canonical_nodes": canonical_nodes, "_canonical_nodes": canonical_nodes, "initial_physical_nodes": None}
+    nodes = {"num_canonical_nodes": canonical_nodes, "initial_physical_nodes": None}
     shards = np.array([blocks // 2, blocks - blocks // 2])
-    resampled = {"epoch_size": blocks, "resample_streams": lambda epoch: (shards[shards > 0], np.arange(blocks))}
+    resampled = {
+        "num_samples": blocks,
+        "epoch_size": blocks,
+        "resample_streams": lambda epoch: (shards[shards > 0], np.arange(blocks)),
+    }
     vars(dataset).update({**settings, **nodes, **resampled, "partition_algo": "orig", "global_blocks": global_blocks})
     return dataset
 
 
-def dealt(dataset: BlockDataset, nodes: int, ranks: int, done: int) -> list[list[int]]:
+def assigned(dataset: BlockDataset, nodes: int, ranks: int, done: int) -> list[list[int]]:
     """The blocks that count, of each step, after checking that all workers read equally many of existing ones."""
-    size = nodes * ranks
-    work = deal(dataset, World(nodes, ranks, 1, 0), 1, done)[:, :, 0]
-    weights = shares(counted(dataset.order(), done, dataset.global_blocks, size), nodes, ranks)
-    assert work.shape == weights.shape
-    read = (work != NONE).sum(-1).reshape(size, -1)
+    slots = dataset.assign_batches(StreamingWorld(nodes, ranks, 1, 0), 1, done)[:, :, 0]
+    read = (slots != EMPTY).sum(-1).reshape(nodes * ranks, -1)
     assert (read == read[0]).all() and (read > 0).all(), "workers have unequal numbers of rows"
-    assert not weights[work == NONE].any()
-    return [sorted(work[:, :, step][weights[:, :, step] > 0]) for step in range(work.shape[2])]
+    assert (decode_blocks(slots, dataset.num_samples) < dataset.num_samples).all()
+    steps = slots.transpose(2, 0, 1, 3).reshape(slots.shape[2], -1)
+    return [sorted(step[counts(dataset, step)]) for step in steps]
+
+
+def counts(dataset: BlockDataset, slots: np.ndarray) -> np.ndarray:
+    return (slots != EMPTY) & (slots < dataset.num_samples)
 
 
 @pytest.mark.parametrize("canonical_nodes", [1, 2, 4])
@@ -185,23 +192,22 @@ def test_any_world_counts_the_same_blocks_in_the_same_batch(blocks: int, canonic
     """Also one that takes over at any place, whatever batches led there."""
     for global_blocks in (1, 2, 3, 4, 8):
         dataset = simulated(blocks, global_blocks, canonical_nodes)
-        order = deal(dataset, World(1, 1, 1, 0), 1, 0).flatten()
-        order = order[order != NONE]
-        assert len(dataset.order()) == len(order)
+        order = dataset.global_order(1)
+        assert dataset.blocks_per_epoch == len(order)
         for done in range(len(order)):
-            alone = dealt(dataset, 1, 1, done)
+            alone = assigned(dataset, 1, 1, done)
             assert sorted([*{*order[:done]}, *itertools.chain(*alone)]) == list(range(blocks))
             for step, batch in enumerate(alone):
                 start = done + step * global_blocks
                 assert batch == sorted({*order[start : start + global_blocks]} - {*order[:start]})
             for nodes, ranks in WORLDS:
-                assert dealt(dataset, nodes, ranks, done) == alone, (global_blocks, done, nodes, ranks)
-        assert deal(dataset, World(1, 3, 2, 0), 1, len(order)).size == 0
+                assert assigned(dataset, nodes, ranks, done) == alone, (global_blocks, done, nodes, ranks)
+        assert dataset.assign_batches(StreamingWorld(1, 3, 2, 0), 1, len(order)).size == 0
 
 
 def test_loader_processes_get_the_batches_in_turn() -> None:
     dataset = simulated(21, 4, 1)
-    one, two = (deal(dataset, World(1, 3, loaders, 0), 1, 0) for loaders in (1, 2))
+    one, two = (dataset.assign_batches(StreamingWorld(1, 3, loaders, 0), 1, 0) for loaders in (1, 2))
     assert two.shape == (1, 3, 2, 3, 2)
     assert np.array_equal(two.transpose(0, 1, 3, 2, 4).reshape(1, 3, 1, 6, 2), one)
 
@@ -214,11 +220,10 @@ def test_even_shares_are_those_of_mosaic_streaming(nodes: int, ranks: int, canon
     for blocks in (16, 21):
         dataset = simulated(blocks, 8, canonical_nodes)
         dataset.batch_size = 8 // (nodes * ranks)
-        world = World(nodes, ranks, 1, 0)
-        ours, theirs = deal(dataset, world, 1, 0), generate_work_random_batching(dataset, world, 1, 0)
-        weights = shares(counted(dataset.order(), 0, 8, nodes * ranks), nodes, ranks)[:, :, None]
-        assert np.array_equal(ours == NONE, theirs == NONE)
-        assert np.array_equal(ours[weights > 0], theirs[weights > 0])
+        world = StreamingWorld(nodes, ranks, 1, 0)
+        ours, theirs = dataset.assign_batches(world, 1, 0), generate_work_random_batching(dataset, world, 1, 0)
+        assert np.array_equal(ours == EMPTY, theirs == EMPTY)
+        assert np.array_equal(ours[counts(dataset, ours)], theirs[counts(dataset, ours)])
 
 
 @pytest.mark.parametrize(("rows", "use"), [(1000, "768 or 1024"), (100, "256"), (0, "256"), (-256, "256")])
@@ -241,6 +246,7 @@ def test_what_uneven_shares_cost_is_told() -> None:
 def test_shared_memory_that_another_worker_is_still_making_is_waited_for() -> None:
     from streaming.base.shared import SharedMemory  # after recsys_ray.compat.streaming_compat
 
+    patch_shared_memory()
     segment = Path("/dev/shm") / uuid.uuid4().hex[:12]
     segment.touch()
 

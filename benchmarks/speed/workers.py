@@ -14,15 +14,16 @@ import torch.distributed as dist
 
 from benchmarks.speed.side_by_side import DATA
 from recsys_ray.columns import ROW_WEIGHT
-from recsys_ray.config import DataConfig, DLRMConfig, OptimizerConfig, ShardingConfig
+from recsys_ray.config import DataConfig, OptimizerConfig, ShardingConfig
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.loading.stream import BlockStream, batch_layout
 from recsys_ray.distributed import World
 from recsys_ray.host_memory import keep_freed_memory
+from recsys_ray.models.dlrm import DLRMConfig
 from recsys_ray.models.registry import build_task
 from recsys_ray.models.task import Batch, Task
 from recsys_ray.schema import Schema
-from recsys_ray.sharding.planner import initialise_tables, shard
+from recsys_ray.sharding.sharded_model import initialise_tables, shard
 from recsys_ray.training.optimizers import build_optimizer
 from recsys_ray.training.steps import Step, make_step
 
@@ -60,4 +61,6 @@ def resident(blocks: Path, task: Task, batch: int, number: int) -> list[Batch]:
 def stream(blocks: Path, cache: Path, batch: int) -> BlockStream:
     """Of one worker."""
     layout = batch_layout(batch, BLOCK_ROWS, 1)
-    return BlockStream(str(DatasetDirectory.open(blocks).split("train")), cache, layout, 0, True, DataConfig(), "")
+    return BlockStream(
+        str(DatasetDirectory.open(blocks).split("train")), cache, layout, seed=0, shuffle=True, config=DataConfig(), weight=""
+    )

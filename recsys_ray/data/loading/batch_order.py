@@ -1,57 +1,107 @@
-"""Which blocks each worker reads in each step, for any number of workers.
+"""Decides which blocks each worker reads in each step, for any number of workers.
 
-The blocks of an epoch in order of time are cut into global batches, and each is dealt out to the workers in turn. Where they
-cannot have equally many, the slots left over hold blocks of the same batch once more, which count nothing: all workers need
-equally many rows, but the global batch must not depend on their number.
+Mosaic Streaming shuffles the blocks of an epoch. That sequence, the global sample order, is cut into global batches, and the
+blocks of a batch go round-robin to the workers:
+
+    global sample order -> assign_batches -> share_among_workers -> share_among_loaders -> what StreamingDataset reads
+
+All workers must read equally many rows in a step, yet a global batch must not depend on their number. Where they cannot have
+equally many blocks, the slots left over repeat blocks of the same batch, and these repeats do not count.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
-NONE = -1
-"""In a slot: no block, at the end of a batch that is the last of its epoch and short."""
+EMPTY = -1
+"""In a slot: no block. The last batch of an epoch may be short."""
 
 
-def batch_slots(order: Ids, global_blocks: int, workers: int) -> Ids:
-    """Blocks in order of time -> [batches, slots], as many slots as all workers read together in a step."""
+class Assignment(NamedTuple):
+    """What fills the slots of batches: one slot for each block that the workers read together in a step."""
+
+    blocks: Ids
+    """[batches, slots], EMPTY where there is none."""
+    counts: NDArray[np.bool_]
+    """[batches, slots]: whether the slot is the first of the epoch to hold its block."""
+
+
+def assign_batches(order: Ids, start: int, global_blocks: int, workers: int) -> Assignment:
+    """Cuts an epoch from its block `start` on into global batches and fills the slots of each.
+
+    Args:
+        order: the whole epoch in global sample order. Mosaic Streaming repeats blocks there to even out its canonical nodes.
+        start: how many blocks of it have been read, by whatever batches.
+        global_blocks: blocks of a global batch.
+        workers: how many share it.
+    """
+    first_in_order = _first_occurrences(order)
+    places = fill_slots(np.arange(start, len(order)), global_blocks, workers)
+    filled = places != EMPTY
+    counts = filled & _first_occurrences(places.ravel()).reshape(places.shape)
+    counts[filled] &= first_in_order[places[filled]]
+    return Assignment(np.where(filled, order[places], EMPTY), counts)
+
+
+def encode_slots(assignment: Assignment, block_count: int) -> Ids:
+    """Returns an assignment as one array, since StreamingDataset carries nothing but numbers from here to where they are read.
+
+    A block that does not count has its number raised by `block_count`, the number of all blocks.
+    """
+    return np.where(assignment.counts | (assignment.blocks == EMPTY), assignment.blocks, assignment.blocks + block_count)
+
+
+def decode_slot(slot: int, block_count: int) -> tuple[int, bool]:
+    """Returns the block of an encoded slot that is not EMPTY, and whether it counts there."""
+    return slot % block_count, slot < block_count
+
+
+def decode_blocks(slots: Ids, block_count: int) -> Ids:
+    """Returns the block of each encoded slot, EMPTY where there is none."""
+    return np.where(slots == EMPTY, EMPTY, slots % block_count)
+
+
+def fill_slots(blocks: Ids, global_blocks: int, workers: int) -> Ids:
+    """Returns [batches, slots]: blocks in global sample order, cut into batches, each repeated to an equal share for all workers.
+
+    Only the last batch can be short: it fills as many slots as give the workers equal shares, and the rest stay EMPTY.
+    """
     slots = -(-global_blocks // workers) * workers
-    whole, rest = order[: len(order) // global_blocks * global_blocks].reshape(-1, global_blocks), len(order) % global_blocks
+    whole, rest = blocks[: len(blocks) // global_blocks * global_blocks].reshape(-1, global_blocks), len(blocks) % global_blocks
     batches = whole[:, np.arange(slots) % global_blocks]
     if not rest:
         return batches
-    last = np.full((1, slots), NONE, np.int64)
+    last = np.full((1, slots), EMPTY, np.int64)
     used = -(-rest // workers) * workers
-    last[0, :used] = np.resize(order[-rest:], used)
+    last[0, :used] = np.resize(blocks[-rest:], used)
     return np.concatenate([batches, last])
 
 
-def shares(slots: NDArray, nodes: int, ranks: int) -> NDArray:
-    """[batches, slots] -> [nodes, ranks per node, batches, a worker's slots].
+def share_among_workers(slots: Ids, nodes: int, ranks: int) -> Ids:
+    """Deals [batches, slots] round-robin: [nodes, ranks per node, batches, a worker's slots].
 
-    Round the nodes first, as Mosaic Streaming's partition does: with as many canonical nodes, each node reads shards of its own.
+    Nodes come first, as in Mosaic Streaming's own partition: with as many canonical nodes, each node reads shards of its own.
     """
     each = slots.shape[1] // (nodes * ranks)
     return slots.reshape(len(slots), each, ranks, nodes).transpose(3, 2, 0, 1)
 
 
-def among_loaders(shares: Ids, loaders: int) -> Ids:
-    """[nodes, ranks, batches, slots] -> [nodes, ranks, loader processes, batches, slots]: a DataLoader asks them in turn."""
-    nodes, ranks, batches, slots = shares.shape
-    even = np.full((nodes, ranks, -batches % loaders, slots), NONE, np.int64)
-    return np.concatenate([shares, even], 2).reshape(nodes, ranks, -1, loaders, slots).transpose(0, 1, 3, 2, 4)
+def share_among_loaders(shares: Ids, loaders: int) -> Ids:
+    """Deals the batches of each worker to its loader processes, which a DataLoader polls round-robin.
 
-
-def counted(order: Ids, done: int, global_blocks: int, workers: int) -> NDArray[np.float32]:
-    """[batches, slots] of an epoch after its first `done` blocks: 1 where the epoch holds a block for the first time, else 0.
-
-    `order`: the whole epoch; it may hold a block twice, where Mosaic Streaming evens out its canonical nodes.
+    [nodes, ranks, batches, slots] -> [nodes, ranks, loader processes, batches, slots].
     """
-    slots = batch_slots(np.arange(done, len(order)), global_blocks, workers)
-    first_slots = np.zeros(slots.shape, bool)
-    first_slots.flat[np.unique(slots, return_index=True)[1]] = True
-    first_places = np.zeros(len(order), bool)
-    first_places[np.unique(order, return_index=True)[1]] = True
-    return (first_slots & (slots != NONE) & first_places[slots]).astype(np.float32)
+    nodes, ranks, batches, slots = shares.shape
+    padding = np.full((nodes, ranks, -batches % loaders, slots), EMPTY, np.int64)
+    return np.concatenate([shares, padding], 2).reshape(nodes, ranks, -1, loaders, slots).transpose(0, 1, 3, 2, 4)
+
+
+def _first_occurrences(values: Ids) -> NDArray[np.bool_]:
+    """Whether each element is the first of its value."""
+    first = np.zeros(len(values), bool)
+    first[np.unique(values, return_index=True)[1]] = True
+    return first

@@ -1,4 +1,4 @@
-"""The copies of shards in a node's cache: checked when they are made, and made once more when they were damaged on their way.
+"""Copies shards into a node's cache: each copy is checked, and made once more if it was damaged on the way.
 
 What cannot be read is an error that names the file in the dataset directory.
 """
@@ -8,39 +8,40 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from recsys_ray.compat.streaming_compat import Reader, Stream, World
+from recsys_ray.compat.streaming_compat import ExtensibleStream, Reader, StreamingWorld
 from recsys_ray.data.blocks.reader import BlockReader
 
 CHECKSUM = "xxh64"
-ATTEMPTS = 5
-"""To copy a file from a store that fails: 1, 2, 4 and 8 s apart."""
+COPY_ATTEMPTS = 5
+"""For a file of a store that fails: 1, 2, 4 and 8 s apart."""
 RESTORE = "Restore it from a copy, or prepare the dataset again with jobs/prepare_data.py --overwrite"
 MAKE_ROOM = "there must be room in the cache (--data.cache moves it)"
 
 
 class ShardError(RuntimeError):
-    """A shard cannot be read: which file, what is wrong, and what helps."""
+    """A shard that cannot be read: which file, what is wrong, and what helps."""
 
 
 class DamagedShard(ShardError):
-    """Its copy is not what was written, or cannot be unpacked."""
+    """A shard whose copy differs from what was written, or cannot be unpacked."""
 
 
-class CheckedStream(Stream):
-    """Mosaic Streaming's copies of the shards of `folder` (or its URL) in `cache`."""
+class CheckedStream(ExtensibleStream):
+    """The shards of `folder` (or its URL), copied into `cache` with their checksums verified."""
 
     def __init__(self, folder: str, cache: Path) -> None:
-        super().__init__(remote=folder, local=str(cache), validate_hash=CHECKSUM, download_retry=ATTEMPTS)
+        super().__init__(remote=folder, local=str(cache), validate_hash=CHECKSUM, download_retry=COPY_ATTEMPTS)
         self._folder = folder
 
-    def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
+    def get_shards(self, world: StreamingWorld, allow_unsafe_types: bool) -> list[Reader]:
+        """Returns the readers of all shards, ours in place of Mosaic Streaming's."""
         return [BlockReader.of(shard) for shard in super().get_shards(world, allow_unsafe_types)]
 
     def prepare_shard(self, shard: Reader) -> int:
-        """Copies and unpacks it, where that is not done yet. Raises ShardError."""
+        """Copies and unpacks a shard, unless that is done. Returns how many bytes the cache has grown by. Raises ShardError."""
         try:
             return self._prepare(shard)
-        except DamagedShard:  # perhaps only its copy is
+        except DamagedShard:  # perhaps only the copy is
             return self._prepare(shard)
 
     def _prepare(self, shard: Reader) -> int:
@@ -49,7 +50,7 @@ class CheckedStream(Stream):
         except ShardError:
             raise
         except Exception as error:
-            # Else the next attempt would find the copy, and make do with it.
+            # Otherwise the next attempt would find this copy and use it.
             shard.evict()
             raw, packed = shard.file_pairs[0]
             source = self._source((packed or raw).basename)
@@ -57,15 +58,19 @@ class CheckedStream(Stream):
                 raise DamagedShard(f"{source} cannot be unpacked in {self.local}: {error}; {MAKE_ROOM}") from error
             raise DamagedShard(f"{source} is damaged, its checksum is not that in index.json ({error}). {RESTORE}") from error
 
-    def _download_file(self, from_basename: str, to_basename: str | None = None) -> str:
+    def copy_file(self, from_basename: str, to_basename: str | None = None) -> str:
+        """Copies a file into the cache, and tries again while the store fails. Raises ShardError.
+
+        A file that is missing from a folder with an index.json is an error at once: waiting is for a store that is away as a
+        whole.
+        """
         source = self._source(from_basename)
-        # Trying again is for a store that is away as a whole.
         if not Path(source).exists() and Path(self._source("index.json")).exists():
             raise ShardError(f"{source} is missing. {RESTORE}")
         try:
-            return super()._download_file(from_basename, to_basename)
+            return super().copy_file(from_basename, to_basename)
         except Exception as error:
-            failed = f"{source} cannot be copied to {self.local}, {ATTEMPTS} attempts failed: {error}"
+            failed = f"{source} cannot be copied to {self.local}, {COPY_ATTEMPTS} attempts failed: {error}"
             raise ShardError(f"{failed}; its store must answer, and {MAKE_ROOM}") from error
 
     def _source(self, basename: str) -> str:

@@ -1,4 +1,4 @@
-"""The blocks of a split in one process: for looking at a dataset, without a process group or shuffling."""
+"""Reads the blocks of a split in one process, to look at a dataset without a process group or shuffling."""
 
 from __future__ import annotations
 
@@ -8,37 +8,45 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from recsys_ray.compat.streaming_compat import StreamingDataset
+from recsys_ray.compat.streaming_compat import StreamingDataset, patch_shared_memory
 from recsys_ray.data.blocks.layout import widened
 from recsys_ray.data.dataset.directory import DatasetDirectory
 
 
 def read_split(dataset: DatasetDirectory, split: str) -> Iterator[dict[str, torch.Tensor]]:
-    """Columns as a stream yields them, a block at a time. Shards are unpacked in a temporary folder, removed at the end."""
+    """Yields the columns of one block at a time, as a BlockStream would. Yields nothing for a split without rows.
+
+    Shards are unpacked in a temporary folder, which is removed at the end.
+    """
     folder = dataset.split(split)
     if folder is None:
         return
     with tempfile.TemporaryDirectory() as cache:
-        blocks = StreamingDataset(remote=str(folder), local=cache, batch_size=1)
+        blocks = _open(str(folder), cache)
         for number in range(len(blocks)):
             yield {name: torch.from_numpy(np.array(values)) for name, values in widened(blocks[number]).items()}
 
 
-def column_ranges(dataset: DatasetDirectory, places: list[str]) -> list[str]:
-    """What the columns of some row blocks, each as `train/<shard file>:<number>`, hold: a line for each column."""
-    split = places[0].split("/", 1)[0]
-    shown = [f"{'column':<24}{'values':>10}{'least':>16}{'mean':>16}{'greatest':>16}{'not finite':>12}"]
+def column_ranges(dataset: DatasetDirectory, positions: list[str]) -> list[str]:
+    """Returns a table, as lines, of what each column holds in some row blocks, each given as `train/<shard file>:<number>`."""
+    split = positions[0].split("/", 1)[0]
+    lines = [f"{'column':<24}{'values':>10}{'least':>16}{'mean':>16}{'greatest':>16}{'not finite':>12}"]
     with tempfile.TemporaryDirectory() as cache:
-        blocks = StreamingDataset(remote=str(dataset.split(split)), local=cache, batch_size=1)
+        blocks = _open(str(dataset.split(split)), cache)
         starts = {shard.file_pairs[0][0].basename: first for shard, first in zip(blocks.shards, _firsts(blocks), strict=True)}
-        wanted = [place.split("/", 1)[1].rsplit(":", 1) for place in places]
+        wanted = [position.split("/", 1)[1].rsplit(":", 1) for position in positions]
         found = [blocks[starts[shard] + int(number)] for shard, number in wanted]
     for name in found[0]:
         values = np.concatenate([block[name] for block in found]).astype(np.float64)
-        fine = values[np.isfinite(values)]
-        least, mean, most = (fine.min(), fine.mean(), fine.max()) if len(fine) else (np.nan,) * 3
-        shown.append(f"{name:<24}{len(values):>10,}{least:>16.6g}{mean:>16.6g}{most:>16.6g}{len(values) - len(fine):>12,}")
-    return shown
+        finite = values[np.isfinite(values)]
+        least, mean, most = (finite.min(), finite.mean(), finite.max()) if len(finite) else (np.nan,) * 3
+        lines.append(f"{name:<24}{len(values):>10,}{least:>16.6g}{mean:>16.6g}{most:>16.6g}{len(values) - len(finite):>12,}")
+    return lines
+
+
+def _open(folder: str, cache: str) -> StreamingDataset:
+    patch_shared_memory()
+    return StreamingDataset(remote=folder, local=cache, batch_size=1)
 
 
 def _firsts(blocks: StreamingDataset) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""MDS row blocks -> batches of columns, on every training worker, by StreamingDataset.
+"""Turns MDS row blocks into batches of columns on every training worker.
 
-Each worker gets its share of every global batch: whole blocks, concatenated. Which blocks a global batch has is Mosaic
-Streaming's order and depends on seed, epoch and global batch, not on the number of workers. Where workers cannot share a batch
-evenly, some read a block of it once more; those rows get weight 0, so that no row counts twice while every worker still makes
-the same collective calls.
+A worker reads its share of every global batch: whole blocks, concatenated. The order of blocks is Mosaic Streaming's; which of
+them make up a batch, and which worker reads which, is decided in batch_order.py and does not depend on the number of workers.
+Where they cannot share a batch evenly, some read a block of it once more. Its rows get weight 0, so that no row counts twice
+while every worker still makes the same collective calls.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader
 
 from recsys_ray.columns import ROW_WEIGHT, Columns
 from recsys_ray.config import DataConfig
-from recsys_ray.data.blocks.reader import Concatenation, Sample
-from recsys_ray.data.loading.block_dataset import BlockDataset
-from recsys_ray.data.loading.cache_janitor import note_segments
+from recsys_ray.data.blocks.reader import Concatenation
+from recsys_ray.data.loading.block_dataset import AssignedBlock, BlockDataset
+from recsys_ray.data.loading.cache_janitor import note_shared_memory
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,16 @@ class BatchLayout:
 
     @property
     def blocks(self) -> int:
-        """That each worker reads in a step: equally many, so together they may read more than the batch has."""
+        """How many each worker reads in a step: equally many, so together they may read more than the batch has."""
         return -(-self.global_blocks // self.workers)
 
     @property
     def rows(self) -> int:
-        """That each worker reads in a step."""
+        """How many each worker reads in a step."""
         return self.blocks * self.block_rows
 
     def padding_note(self) -> str:
-        """For the log: what uneven shares cost; empty where they are even."""
+        """Returns what uneven shares cost, as a line for the log, or "" where shares are even."""
         read = self.blocks * self.workers
         if not (padding := read - self.global_blocks):
             return ""
@@ -57,7 +57,7 @@ class BatchLayout:
 
 
 def batch_layout(global_batch: int, block_rows: int, world_size: int) -> BatchLayout:
-    """Raises ValueError when a global batch is not a whole number of blocks."""
+    """Returns how workers share a global batch of so many rows. Raises ValueError unless it is a whole number of blocks."""
     if global_batch <= 0 or global_batch % block_rows:
         below = max(global_batch, 0) // block_rows * block_rows
         fits = [str(rows) for rows in (below, below + block_rows) if rows]
@@ -69,14 +69,20 @@ def batch_layout(global_batch: int, block_rows: int, world_size: int) -> BatchLa
 
 
 class BlockStream:
-    """One split, as this worker's batches. Iterating yields one epoch; each iteration the next. Raises ShardError.
+    """The batches of one split that this worker reads. Each iteration yields the next epoch. Raises ShardError.
 
-    The shards are copied from `folder` (or its URL) into `cache`, and unpacked there. All workers get batches of equally many
-    rows, as TorchRec's row-wise sharding demands, so the one short block of a split is padded with rows of weight 0.
+    All workers get batches of equally many rows, as TorchRec's row-wise sharding demands, so the one short block of a split is
+    padded with rows of weight 0.
+
+    Args:
+        folder: the split, a folder or its URL.
+        cache: where its shards are copied to and unpacked.
+        seed: of the shuffle.
+        weight: the column of row weights, or "". It is multiplied into ROW_WEIGHT.
     """
 
     def __init__(
-        self, folder: str, cache: Path, layout: BatchLayout, seed: int, shuffle: bool, config: DataConfig, weight: str
+        self, folder: str, cache: Path, layout: BatchLayout, *, seed: int, shuffle: bool, config: DataConfig, weight: str
     ) -> None:
         self._dataset = BlockDataset(
             folder,
@@ -88,7 +94,7 @@ class BlockStream:
             shuffle_seed=seed,
             predownload=max(config.predownload, layout.blocks),
         )
-        note_segments(cache.parent, self._dataset._shm_prefix_int)
+        note_shared_memory(cache.parent, self._dataset.shared_memory_number)
         workers = config.loader_workers if config.loader_workers is not None else 2 * torch.cuda.is_available()
         if workers:
             _start_forkserver()
@@ -96,42 +102,38 @@ class BlockStream:
             self._dataset,
             batch_size=layout.blocks,
             num_workers=workers,
-            # Of its own: else it would draw from that of the model's dropout, once an epoch and once more after a resume.
+            # Without one the loader would draw from the model's generator, for dropout: once an epoch and again after a resume.
             generator=torch.Generator(),
             collate_fn=partial(_collate, Concatenation.of(self._dataset.shards[0], layout.block_rows)),
             persistent_workers=workers > 0,
             multiprocessing_context="forkserver" if workers else None,
         )
-        self._layout, self._weight, self._canonical_nodes = layout, weight, config.num_canonical_nodes
+        self._layout, self._weight = layout, weight
+        self._blocks_done = 0
         self.block_rows = layout.block_rows
-        self._counted = torch.from_numpy(self._dataset.counted(0))
-        self._rest_of_epoch: torch.Tensor | None = None
-        self.blocks = len(self._dataset.order())
+        self.blocks = self._dataset.blocks_per_epoch
         """In an epoch over all workers, with those that Mosaic Streaming repeats to even out its canonical nodes."""
 
     @property
     def steps(self) -> int:
-        """Batches in an epoch, equal on every worker."""
-        return len(self._counted)
+        """Batches in an epoch, equally many on every worker."""
+        return self._steps_after(0)
 
     def start_at(self, epoch: int, blocks: int) -> None:
-        """The next iteration is the rest of `epoch`, counted from 0, after its first `blocks` blocks in order of time, whatever
-        the batches and the number of workers that read those. Every worker calls it."""
-        dataset, done = self._dataset, min(blocks, self.blocks)
-        dataset.next_epoch = epoch
-        # Also at the beginning: StreamingDataset would go back to a place it was given for this or a later epoch.
-        place = {"epoch": epoch, "sample_in_epoch": done, "num_canonical_nodes": self._canonical_nodes}
-        nodes = dataset._unique_rank_world.num_nodes
-        dataset.load_state_dict({**place, "shuffle_seed": dataset.shuffle_seed, "initial_physical_nodes": nodes})
-        self._rest_of_epoch = torch.from_numpy(dataset.counted(done)) if done else None
+        """Makes the next iteration the rest of `epoch`, counted from 0, after its first `blocks` blocks in global sample order.
+
+        The batches and the number of workers that read those blocks do not matter. Every worker calls it.
+        """
+        self._blocks_done = min(blocks, self.blocks)
+        self._dataset.start_at(epoch, self._blocks_done)
         dist.barrier()
 
     def places(self, epoch: int, first: int) -> list[tuple[str, int]]:
-        """Of the global batch that begins at block `first` of an epoch: shard file and number of each block in it."""
-        return self._dataset.places(epoch, first, self._layout.global_blocks)
+        """Returns the shard file and number of each block in the global batch that begins at block `first` of an epoch."""
+        return self._dataset.shard_positions(epoch, first, self._layout.global_blocks)
 
     def once(self) -> Iterator[Columns]:
-        """All rows, outside of training: the iteration after it is the one that was to come. Every worker calls it."""
+        """Yields all rows once, for an evaluation: the iteration after it is the one that was to come. Every worker calls it."""
         epoch = self._dataset.next_epoch
         dist.barrier()  # the workers of a host share that number: all must have read it before any sets it
         self.start_at(0, 0)
@@ -139,26 +141,33 @@ class BlockStream:
         self.start_at(epoch, 0)
 
     def __iter__(self) -> Iterator[Columns]:
-        counted = self._counted if self._rest_of_epoch is None else self._rest_of_epoch
-        self._rest_of_epoch = None
-        # Strict: an epoch must not end early and unnoticed.
-        for blocks, columns in zip(counted, self._loader, strict=True):
-            present = columns[ROW_WEIGHT]
-            weight = present * blocks.repeat_interleave(self._layout.block_rows)[: len(present)]
+        expected, self._blocks_done, steps = self._steps_after(self._blocks_done), 0, 0
+        for columns in self._loader:
+            weight = columns[ROW_WEIGHT]
             yield {**columns, ROW_WEIGHT: weight * columns.pop(self._weight) if self._weight else weight}
+            steps += 1
+        if steps != expected:
+            raise RuntimeError(f"the data ended after {steps} of {expected} steps, on this worker")
+
+    def _steps_after(self, blocks: int) -> int:
+        return -(-(self.blocks - blocks) // self._layout.global_blocks)
 
 
 def _start_forkserver() -> None:
-    """It and what comes of it ignore SIGTERM, which may be sent to all processes of a job: the training process still needs their
-    blocks to finish its step. They end with that."""
+    """Starts the process that forks loader processes, with SIGTERM ignored in it and in them.
+
+    SIGTERM may be sent to all processes of a job, and the training process still needs their blocks to finish its step. They end
+    with that process.
+    """
     if threading.current_thread() is threading.main_thread():
         before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
         forkserver.ensure_running()
         signal.signal(signal.SIGTERM, before)
 
 
-def _collate(concatenation: Concatenation, blocks: list[Sample]) -> Columns:
-    """With their ROW_WEIGHT."""
-    columns, rows = concatenation(blocks)
-    columns[ROW_WEIGHT] = (np.arange(concatenation.block_rows) < rows[:, None]).ravel().astype(np.float32)
+def _collate(concatenation: Concatenation, blocks: list[AssignedBlock]) -> Columns:
+    """Returns the blocks' columns, and as ROW_WEIGHT 1 for each row that counts and 0 for repeats and padding."""
+    columns, rows = concatenation([block for block, _ in blocks])
+    counted = rows * np.array([counts for _, counts in blocks])
+    columns[ROW_WEIGHT] = (np.arange(concatenation.block_rows) < counted[:, None]).ravel().astype(np.float32)
     return {name: torch.from_numpy(values) for name, values in columns.items()}
