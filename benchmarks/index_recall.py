@@ -1,12 +1,12 @@
-"""The vector index at its default settings on a million vectors: recall against exact search, queries per second beside faiss.
+"""Measures the vector index at its default settings on a million vectors: recall, and queries per second compared with faiss.
 
     python benchmarks/index_recall.py [--vectors 1000000] [--dim 64]        # wants pip install 'recsys-ray[benchmarks]'
 
-Recall@100 of queries that the index was not calibrated on, one at a time, on one thread; faiss HNSW with the smallest
-efSearch that reaches the recall found here. It searches by distance, since by inner product its graph stays below (0.974 at
-efSearch 4000): one number more makes all vectors equally long, and the nearest are those of the largest product (Bachrach et
-al. 2014). The vectors are what a random two-layer network makes of 16 latent numbers, plus noise: like those of a trained
-tower they have fewer directions than dimensions.
+Recall@100 against exact search is measured on queries that the index was not calibrated on, one at a time, on one thread. faiss
+HNSW runs with the smallest efSearch that reaches the same recall. It searches by distance, because by inner product its graph
+stays below that recall (0.974 at efSearch 4000): an extra dimension makes all vectors equally long, so that the nearest have the
+largest inner product (Bachrach et al. 2014). The vectors are the output of a random two-layer network on 16 latent numbers, plus
+noise: like those of a trained tower they have fewer directions than dimensions.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ import numpy as np
 import pyarrow as pa
 import tyro
 
-from recsys_ray.serving.index.lance import RECALL_QUERIES, VECTOR, Index, IndexWriter, open_index, overlap
+from recsys_ray.serving.index.lance import LanceIndex, open_index, write_index
+from recsys_ray.serving.index.recall import mean_recall
+from recsys_ray.serving.index.vector_index import VECTOR, IndexSource
 
 K, LATENT, HIDDEN = 100, 16, 128
 CONNECTIONS, EF_CONSTRUCTION, EF_SEARCH = 32, 200, (100, 150, 200, 300, 400, 600, 800, 1200, 2000, 4000)
@@ -36,6 +39,8 @@ CHUNK = 100_000
 
 @dataclass(frozen=True)
 class Arguments:
+    """The flags of this benchmark."""
+
     vectors: int = 1_000_000
     dim: int = 64
     queries: int = 500
@@ -43,7 +48,7 @@ class Arguments:
 
 
 def draw(rows: int, dim: int, seed: int) -> np.ndarray:
-    """float32 [rows, dim]."""
+    """Returns random vectors, float32 [rows, dim]."""
     network, random = np.random.default_rng(0), np.random.default_rng(seed)
     first = network.standard_normal((LATENT, HIDDEN), np.float32) / LATENT**0.5
     second = network.standard_normal((HIDDEN, dim), np.float32) / HIDDEN**0.5
@@ -58,28 +63,27 @@ def batches(vectors: np.ndarray, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         yield pa.record_batch([pa.array(np.arange(first, first + len(part))), column], schema=schema)
 
 
-def built(work: Path, vectors: np.ndarray) -> tuple[Index, float]:
-    """The index, and the seconds it took."""
+def built(work: Path, vectors: np.ndarray) -> tuple[LanceIndex, float]:
+    """Returns an index of the vectors, and the seconds that building it took."""
     shutil.rmtree(work, ignore_errors=True)
     schema = pa.schema([("item", pa.int64()), (VECTOR, pa.list_(pa.float32(), vectors.shape[1]))])
     started = time.perf_counter()
-    with IndexWriter.begin(str(work), "benchmark", "item") as writer:
-        index = writer.write(schema, batches(vectors, schema))
-        writer.publish(index, draw(RECALL_QUERIES, vectors.shape[1], seed=1))
+    queries = partial(draw, dim=vectors.shape[1], seed=1)
+    write_index(str(work), IndexSource("benchmark", "item", schema, batches(vectors, schema), queries))
     return open_index(str(work), "benchmark"), time.perf_counter() - started
 
 
 def timed(search: Callable[[np.ndarray], set[int]], queries: np.ndarray, exact: list[set[int]]) -> tuple[float, float]:
-    """Recall, and queries per second."""
+    """Returns recall and queries per second of one search function."""
     for query in queries[:20]:
         search(query)
     started = time.perf_counter()
     found = [search(query) for query in queries]
-    return overlap(found, exact), len(queries) / (time.perf_counter() - started)
+    return mean_recall(found, exact), len(queries) / (time.perf_counter() - started)
 
 
 def built_graph(vectors: np.ndarray) -> tuple[Any, float]:
-    """Of faiss, with all cores, and the seconds it took."""
+    """Returns a faiss HNSW graph of the vectors, and the seconds that building it took on all cores."""
     faiss.omp_set_num_threads(os.cpu_count() or 1)
     norms = (vectors**2).sum(axis=1)
     vectors = np.column_stack([vectors, np.sqrt(norms.max() - norms)])
@@ -93,7 +97,7 @@ def built_graph(vectors: np.ndarray) -> tuple[Any, float]:
 
 
 def reaching(graph: Any, recall: float, queries: np.ndarray, exact: list[set[int]]) -> tuple[float, float]:
-    """Recall and queries per second with the smallest efSearch that has that recall, or the largest; it leaves it set."""
+    """Sets the smallest efSearch that reaches `recall`, or else the largest. Returns recall and queries per second with it."""
     for ef in EF_SEARCH:
         graph.hnsw.efSearch = ef
         found, speed = timed(graph_search(graph), queries, exact)
@@ -102,7 +106,7 @@ def reaching(graph: Any, recall: float, queries: np.ndarray, exact: list[set[int
     return found, speed
 
 
-def index_search(index: Index) -> Callable[[np.ndarray], set[int]]:
+def index_search(index: LanceIndex) -> Callable[[np.ndarray], set[int]]:
     return lambda query: set(index.search(query[None], K, columns=[])[0]["item"].to_pylist())
 
 
@@ -111,7 +115,7 @@ def graph_search(graph: Any) -> Callable[[np.ndarray], set[int]]:
 
 
 def drawn(arguments: Arguments) -> tuple[np.ndarray, np.ndarray, list[set[int]]]:
-    """Vectors, queries, and what exact search finds. Raises ValueError for an odd number of vectors."""
+    """Returns vectors, queries, and what exact search finds. Raises ValueError unless the vectors are a multiple of CHUNK."""
     if arguments.vectors < CHUNK or arguments.vectors % CHUNK:
         raise ValueError(f"--vectors {arguments.vectors} is not a multiple of {CHUNK}")
     vectors = np.concatenate([draw(CHUNK, arguments.dim, seed) for seed in range(10, 10 + arguments.vectors // CHUNK)])

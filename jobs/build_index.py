@@ -6,34 +6,37 @@
     python jobs/build_index.py --run-dir runs/two_tower --index databricks:search/main.recsys.films     # AI Search
     ray job submit --working-dir . -- python jobs/build_index.py --run-dir /shared/runs/two_tower
 
-Prints and stores the recall against exact search. With the same run the index is built anew; searches go on meanwhile.
+Prints and stores the recall against exact search. Running it again rebuilds the index; searches continue meanwhile.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
+from recsys_ray.command_line import readable_errors
 from recsys_ray.serving.index.build import build_index
 from recsys_ray.serving.show import recommendations
 
 
 @dataclass(frozen=True)
 class IndexJob:
+    """The flags of this job."""
+
     run_dir: str
     """A finished run of jobs/train_two_tower.py."""
     index: str = ""
     """A folder, an object-store URL, or databricks:endpoint/catalog.schema.name; empty: `index` in the run directory."""
     show: int = 0
-    """For so many users of the test split, print what they liked and the ten items recommended."""
+    """Prints, for this many users of the test split, what they liked and the ten items recommended to them."""
     title: str = "title"
     """With --show: the item column to print."""
 
 
 def main(job: IndexJob) -> None:
+    """Builds the index, then shows some recommendations from it."""
     run_dir = Path(job.run_dir).absolute()
     uri = job.index or str(run_dir / "index")
     print(f"index    {uri}: {build_index(run_dir, uri)}")
@@ -42,7 +45,5 @@ def main(job: IndexJob) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with readable_errors(when_interrupted="an index that was served is still served"):
         main(tyro.cli(IndexJob, description=__doc__))
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(__file__).stem}: {error}")

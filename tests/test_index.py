@@ -1,7 +1,13 @@
-"""The vector index on a real LanceDB: what it finds, filters and leaves out, and that a build is served whole or not at all."""
+"""Tests the vector index on a real LanceDB, and the Databricks adapter on a stand-in for a workspace."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,20 +16,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recsys_ray.serving.index import databricks as databricks_index
+from recsys_ray.serving.index import databricks, open_index
 from recsys_ray.serving.index.lance import (
     EXACT_BELOW,
-    LIST_ITEMS,
     RECALL_WANTED,
-    VECTOR,
-    Index,
-    IndexWriter,
-    best_keys,
-    open_index,
-    overlap,
+    VECTORS_PER_LIST,
+    LanceIndex,
+    LanceWriter,
     table_names,
     with_probes,
+    write_index,
 )
+from recsys_ray.serving.index.recall import mean_recall, nearest_keys
+from recsys_ray.serving.index.vector_index import INDEXES, VECTOR, IndexBackend, IndexSource, VectorIndex, index_backend
 
 ITEMS, DIM = 300, 16
 SCHEMA = pa.schema([("item_id", pa.int64()), ("kind", pa.string()), (VECTOR, pa.list_(pa.float32(), DIM))])
@@ -45,14 +50,19 @@ def batches(values: np.ndarray) -> Iterator[pa.RecordBatch]:
     yield from pa.table(columns, SCHEMA).to_batches(max_chunksize=100)
 
 
-def build(uri: Path, values: np.ndarray, version: str = "v1") -> Index:
-    with IndexWriter.begin(str(uri), version, "item_id") as writer:
-        writer.publish(writer.write(SCHEMA, batches(values)), vectors(50, seed=8))
-    return open_index(str(uri), version)
+def source(values: np.ndarray, version: str = "v1") -> IndexSource:
+    return IndexSource(version, "item_id", SCHEMA, batches(values), lambda limit: vectors(min(limit, 50), seed=8))
+
+
+def build(uri: Path, values: np.ndarray, version: str = "v1") -> LanceIndex:
+    write_index(str(uri), source(values, version))
+    index = open_index(str(uri), version)
+    assert isinstance(index, LanceIndex)
+    return index
 
 
 @pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
+def index(tmp_path_factory: pytest.TempPathFactory) -> LanceIndex:
     return build(tmp_path_factory.mktemp("index"), vectors(ITEMS))
 
 
@@ -60,7 +70,7 @@ def ids(found: pa.Table) -> list[int]:
     return found["item_id"].to_pylist()
 
 
-def test_best_items_come_first_with_their_columns_and_scores(index: Index) -> None:
+def test_best_items_come_first_with_their_columns_and_scores(index: LanceIndex) -> None:
     queries = vectors(5, seed=1)
     scores = queries @ vectors(ITEMS).T
     for row, found in zip(scores, index.search(queries, 7), strict=True):
@@ -70,7 +80,7 @@ def test_best_items_come_first_with_their_columns_and_scores(index: Index) -> No
     assert index.search(queries[:1], 3, columns=[])[0].column_names == ["item_id", "score"]
 
 
-def test_filters_and_exclusions(index: Index) -> None:
+def test_filters_and_exclusions(index: LanceIndex) -> None:
     query = vectors(2, seed=2)
     plain = [ids(found) for found in index.search(query, ITEMS)]
     found = index.search(query, 5, where="kind = 'kind 1'", exclude=[plain[0][:50], []])
@@ -78,7 +88,7 @@ def test_filters_and_exclusions(index: Index) -> None:
     assert ids(found[1]) == [item for item in plain[1] if item % 3 == 1][:5]
 
 
-def test_no_items_after_a_filter_and_more_wanted_than_there_are(index: Index) -> None:
+def test_no_items_after_a_filter_and_more_wanted_than_there_are(index: LanceIndex) -> None:
     query = vectors(1, seed=3)
     (nothing,) = index.search(query, 5, where="kind = 'none of them'")
     assert nothing.num_rows == 0 and nothing.column_names == ["item_id", "kind", "score"]
@@ -86,13 +96,15 @@ def test_no_items_after_a_filter_and_more_wanted_than_there_are(index: Index) ->
     assert index.search(query, 5, exclude=[range(ITEMS)])[0].num_rows == 0
 
 
-def test_a_search_that_cannot_be_is_refused(index: Index) -> None:
+def test_a_search_that_cannot_be_is_refused(index: LanceIndex) -> None:
     with pytest.raises(ValueError, match=r"shape \(1, 3\); this index wants \[any, 16\]"):
         index.search(np.zeros((1, 3), np.float32), 5)
     with pytest.raises(ValueError, match=r"cannot search where 'colour = 1'.*colour"):
         index.search(vectors(1), 5, where="colour = 1")
     with pytest.raises(ValueError, match=r"1 exclusion lists for 2 queries"):
         index.search(vectors(2), 5, exclude=[[1]])
+    with pytest.raises(ValueError, match=r"cannot search where {'kind': 'kind 1'}: LanceDB takes an SQL condition"):
+        index.search(vectors(1), 5, where={"kind": "kind 1"})
 
 
 def test_index_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -116,7 +128,7 @@ def test_rebuilt_index_is_served_whole_or_not_at_all(tmp_path: Path) -> None:
 
     with (
         pytest.raises((OSError, ValueError, RuntimeError), match="disk is full"),
-        IndexWriter.begin(str(tmp_path), "v2", "item_id") as writer,
+        LanceWriter.begin(str(tmp_path), "v2", "item_id") as writer,
     ):
         writer.write(SCHEMA, failing())
     assert open_index(str(tmp_path), "v1").manifest == old.manifest
@@ -131,45 +143,74 @@ def test_rebuilt_index_is_served_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_large_catalogue_is_searched_by_as_many_lists_as_recall_wants(tmp_path: Path) -> None:
     index = build(tmp_path, vectors(EXACT_BELOW))
-    lists = EXACT_BELOW // LIST_ITEMS
+    lists = EXACT_BELOW // VECTORS_PER_LIST
     assert 1 < index.manifest.probes < lists
     queries = vectors(50, seed=9)
     scores = queries @ vectors(EXACT_BELOW).T
     exact = [set(row.tolist()) for row in np.argpartition(-scores, 100, axis=1)[:, :100]]
-    assert overlap(best_keys(with_probes(index, 0), queries), exact) == 1
-    found = overlap(best_keys(index, queries), exact)
+    assert mean_recall(nearest_keys(with_probes(index, 0), queries), exact) == 1
+    found = mean_recall(nearest_keys(index, queries), exact)
     assert index.manifest.recall >= RECALL_WANTED and found > 0.98
-    assert overlap(best_keys(with_probes(index, 1), queries), exact) < 0.9
+    assert mean_recall(nearest_keys(with_probes(index, 1), queries), exact) < 0.9
     (rare,) = index.search(queries[:1], 5, where="item_id % 10000 = 7")
     assert rare.num_rows == 5, "lists beyond those of a search are scanned where a condition leaves too few"
 
 
+@pytest.mark.parametrize("name", INDEXES)
+def test_every_backend_provides_what_the_table_promises(name: str) -> None:
+    backend = index_backend(f"{name}:anything")
+    for function in ("write_index", "open_index"):
+        promised = list(inspect.signature(getattr(IndexBackend, function)).parameters)
+        assert list(inspect.signature(getattr(backend, function)).parameters) == promised[1:], "but self"
+    opened = typing.get_type_hints(backend.open_index)["return"]
+    promised_search = inspect.signature(VectorIndex.search)
+    assert list(inspect.signature(opened.search).parameters.values()) == list(promised_search.parameters.values())
+
+
+@pytest.mark.parametrize("uri", ["runs/x/index", "/databricks/index", "databricks", "s3://bucket/items", "C:/index"])
+def test_every_other_uri_is_a_place_of_lance(uri: str) -> None:
+    assert index_backend(uri) is importlib.import_module(INDEXES["lance"])
+
+
+def test_a_backend_is_imported_only_when_a_uri_asks_for_it() -> None:
+    code = "import sys; from recsys_ray.serving.index import open_index; print(*sys.modules)"
+    imported = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"lancedb", "torch", *INDEXES.values()} & set(imported)
+
+
 class Workspace:
-    """Stands in for AISearchClient, with the calls of it that the adapter makes: an index is a list of rows."""
+    """A stand-in for AISearchClient with the calls that the adapter makes."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, list[dict[str, Any]]] = {}
+        self.indexes: dict[str, WorkspaceIndex] = {}
 
-    def create_direct_access_index(self, endpoint_name: str, index_name: str, **_: Any) -> WorkspaceIndex:
-        self.rows[index_name] = []
-        return WorkspaceIndex(self.rows[index_name])
+    def create_direct_access_index(
+        self, endpoint_name: str, index_name: str, primary_key: str, schema: dict[str, str], **_: Any
+    ) -> WorkspaceIndex:
+        self.indexes[index_name] = WorkspaceIndex(primary_key, schema)
+        return self.indexes[index_name]
 
     def index_exists(self, endpoint_name: str, index_name: str) -> bool:
-        return index_name in self.rows
+        return index_name in self.indexes
 
     def get_index(self, endpoint_name: str, index_name: str) -> WorkspaceIndex:
-        return WorkspaceIndex(self.rows[index_name])
+        return self.indexes[index_name]
 
     def delete_index(self, endpoint_name: str, index_name: str) -> None:
-        del self.rows[index_name]
+        del self.indexes[index_name]
 
 
 class WorkspaceIndex:
-    def __init__(self, rows: list[dict[str, Any]]) -> None:
-        self.rows = rows
+    """A stand-in for AISearchIndex: a list of rows."""
+
+    def __init__(self, key: str, schema: dict[str, str]) -> None:
+        self.key, self.schema, self.rows = key, schema, list[dict[str, Any]]()
+
+    def describe(self) -> dict[str, Any]:
+        return {"primary_key": self.key, "direct_access_index_spec": {"schema_json": json.dumps(self.schema)}}
 
     def wait_until_ready(self) -> None:
-        """At once."""
+        """Returns at once."""
 
     def upsert(self, rows: list[dict[str, Any]]) -> None:
         self.rows += rows
@@ -180,24 +221,26 @@ class WorkspaceIndex:
         return {"result": {"data_array": [[*(row[name] for name in columns), score] for score, row in scored[:num_results]]}}
 
 
-def test_databricks_adapter_searches_as_the_other() -> None:
-    """Its own logic alone: no workspace was at hand."""
-    unit = vectors(50) / np.linalg.norm(vectors(50), axis=1, keepdims=True)
+FILMS = "databricks:endpoint/main.x.films"
+
+
+def test_databricks_adapter_searches_as_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the adapter's own logic is tested: there is no workspace to run against."""
     workspace, query = Workspace(), vectors(1, seed=2)
-    databricks_index.write_databricks_index(workspace, "databricks:endpoint/main.x.films", "v1", "item_id", SCHEMA, batches(unit))
-    found = databricks_index.open_databricks_index(
-        workspace, "databricks:endpoint/main.x.films", "v1", "item_id", ["item_id", "kind"]
-    )
+    monkeypatch.setattr(databricks, "workspace_client", lambda: workspace)
+    unit = vectors(50) / np.linalg.norm(vectors(50), axis=1, keepdims=True)
+    assert index_backend(FILMS).write_index(FILMS, source(unit)) == "50 items of 16 numbers, model v1"
+    index = open_index(FILMS, "v1")
     order = np.argsort(-(query @ unit.T)[0]).tolist()
-    assert ids(found.search(query, 5, exclude=[order[:2]])[0]) == order[2:7]
-    assert ids(found.search(query, 5, where={"kind": "kind 0"})[0]) == [item for item in order if item % 3 == 0][:5]
-    assert found.search(query, 5, where={"kind": "none"})[0].column_names == ["item_id", "kind", "score"]
+    (found,) = index.search(query, 5, exclude=[order[:2]])
+    assert ids(found) == order[2:7] and found.column_names == ["item_id", "kind", "score"]
+    assert index.search(query, 5, columns=[])[0].column_names == ["item_id", "score"]
+    assert ids(index.search(query, 5, where={"kind": "kind 0"})[0]) == [item for item in order if item % 3 == 0][:5]
+    assert index.search(query, 5, where={"kind": "none"})[0].column_names == ["item_id", "kind", "score"]
     with pytest.raises(ValueError, match=r"no index main\.x\.films_v2"):
-        databricks_index.open_databricks_index(workspace, "databricks:endpoint/main.x.films", "v2", "item_id", ["item_id"])
+        open_index(FILMS, "v2")
     with pytest.raises(ValueError, match="of length 1"):
-        databricks_index.write_databricks_index(
-            workspace, "databricks:endpoint/main.x.films", "v3", "item_id", SCHEMA, batches(2 * unit)
-        )
+        index_backend(FILMS).write_index(FILMS, source(2 * unit, "v3"))
     with pytest.raises(ValueError, match="wants databricks:endpoint/catalog"):
-        databricks_index.address("databricks:films", "v1")
-    assert list(workspace.rows) == ["main.x.films_v1"]
+        open_index("databricks:films", "v1")
+    assert list(workspace.indexes) == ["main.x.films_v1"]

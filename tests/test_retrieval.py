@@ -36,8 +36,8 @@ from recsys_ray.models.evaluation.retrieval_metrics import Pairs, rank
 from recsys_ray.models.two_tower import TwoTowerConfig
 from recsys_ray.schema import Dense, Schema
 from recsys_ray.serving.bundle import load_retriever
+from recsys_ray.serving.index import open_index
 from recsys_ray.serving.index.build import build_index
-from recsys_ray.serving.index.lance import open_index
 from recsys_ray.serving.show import recommendations
 from recsys_ray.training.train import train
 from tests.support.faults import train_until_step_30

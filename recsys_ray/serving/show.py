@@ -1,9 +1,11 @@
-"""For people: what some users of the test split liked, and what the index recommends to them, by title."""
+"""A readable sample: what some users of the test split liked, and what the index recommends to them, by title."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,14 +18,43 @@ from recsys_ray.data.loading.split_reader import read_split
 from recsys_ray.data.transform import table_rows
 from recsys_ray.schema import Schema
 from recsys_ray.serving.bundle import Retriever, load_retriever
-from recsys_ray.serving.index.build import open_any_index
-from recsys_ray.serving.index.lance import SCORE
+from recsys_ray.serving.index.vector_index import SCORE, open_index
 
 LINES = 10
+"""Items printed of each list."""
+
+
+class EarlierItems(NamedTuple):
+    """Table rows of the items of one user in the splits before the test split."""
+
+    seen: list[int]
+    liked: list[int]
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """The sample of one user, ready to print."""
+
+    user: int
+    """Counted from 1."""
+    seen: int
+    """The number of items seen."""
+    liked: list[str]
+    titles: list[str]
+    scores: list[float]
+
+    def __str__(self) -> str:
+        lines = [
+            f"\nuser {self.user} of the test split liked {len(self.liked)} of {self.seen} items, among them",
+            *(f"  {name}" for name in self.liked[:LINES]),
+            "and is recommended",
+            *(f"  {score:6.2f}  {name}" for score, name in zip(self.scores, self.titles, strict=True)),
+        ]
+        return "\n".join(lines)
 
 
 def recommendations(run_dir: Path, uri: str, users: int, title: str) -> Iterator[str]:
-    """A page for each of the first `users` users of the test split: the training rows are read once for what they chose.
+    """Yields a text for each of the first `users` users of the test split. Reads the earlier splits once for what they chose.
 
     Raises ValueError where there is no test split, or no column `title` in the catalogue.
     """
@@ -32,19 +63,28 @@ def recommendations(run_dir: Path, uri: str, users: int, title: str) -> Iterator
     catalogue = load_catalogue(dataset)
     if title not in catalogue.column_names:
         raise ValueError(f"--title {title!r} is not a column of the catalogue: {', '.join(catalogue.column_names)}")
-    index = open_any_index(uri, retriever, [retriever.item_key, title])
+    index = open_index(uri, retriever.version)
     columns = _first_users(dataset, users)
     vectors = retriever.embed_encoded_queries(columns)
     user, item = dataset.schema.key("user"), retriever.item_key
     assert user is not None
-    for place, (seen, liked) in enumerate(_choices(dataset, columns[user.name], user.name, item)):
-        shown, known = (_entries(retriever, catalogue, rows) for rows in (liked, seen))
-        found = index.search(vectors[place : place + 1], LINES, exclude=[known[item].to_pylist()])[0]
-        yield _page(place + 1, shown[title].to_pylist(), len(known), found[title].to_pylist(), found[SCORE].to_pylist())
+    for position, earlier in enumerate(_earlier_items(dataset, columns[user.name], user.name, item)):
+        liked, seen = (_catalogue_rows(retriever, catalogue, rows) for rows in (earlier.liked, earlier.seen))
+        query, exclude = vectors[position : position + 1], [seen[item].to_pylist()]
+        (found,) = index.search(query, LINES, exclude=exclude, columns=[title])
+        yield str(
+            Recommended(
+                user=position + 1,
+                seen=len(seen),
+                liked=liked[title].to_pylist(),
+                titles=found[title].to_pylist(),
+                scores=found[SCORE].to_pylist(),
+            )
+        )
 
 
 def _first_users(dataset: DatasetDirectory, users: int) -> Columns:
-    """The first rows of the test split: `users` at most."""
+    """Returns the first rows of the test split, at most `users`."""
     columns = next(read_split(dataset, "test"), None)
     if columns is None:
         raise ValueError(f"{dataset.root} has no test split, whose users --show would show")
@@ -63,33 +103,23 @@ def _head(schema: Schema, columns: Columns, rows: int) -> Columns:
     return kept
 
 
-def _choices(dataset: DatasetDirectory, users: torch.Tensor, user: str, item: str) -> list[tuple[list[int], list[int]]]:
-    """For each user the table rows of all items of earlier splits, and of those that were liked."""
-    found: list[tuple[list[int], list[int]]] = [([], []) for _ in users]
+def _earlier_items(dataset: DatasetDirectory, users: torch.Tensor, user: str, item: str) -> list[EarlierItems]:
+    """Returns for each user what the splits before the test split hold."""
+    found = [EarlierItems([], []) for _ in users]
     label = dataset.schema.label
     for split in ("train", "validation"):
         for columns in read_split(dataset, split):
             for row in torch.isin(columns[user], users).nonzero().flatten().tolist():
-                seen, liked = found[users.tolist().index(int(columns[user][row]))]
-                seen.append(int(columns[item][row]))
+                items = found[users.tolist().index(int(columns[user][row]))]
+                items.seen.append(int(columns[item][row]))
                 if label is None or columns[label.name][row] > 0:
-                    liked.append(int(columns[item][row]))
+                    items.liked.append(int(columns[item][row]))
     return found
 
 
-def _entries(retriever: Retriever, catalogue: pa.Table, rows: list[int]) -> pa.Table:
-    """Of the catalogue, by table row."""
+def _catalogue_rows(retriever: Retriever, catalogue: pa.Table, rows: list[int]) -> pa.Table:
+    """Returns the catalogue's entries of these table rows; items that are not in the catalogue are left out."""
     key = retriever.schema.key("item")
     assert key is not None
     known = pa.array(table_rows(key, catalogue[key.name].combine_chunks(), retriever.vocabularies))
     return catalogue.take(pc.index_in(pa.array(rows, pa.int32()), value_set=known).drop_null())
-
-
-def _page(user: int, liked: list[str], seen: int, found: list[str], scores: list[float]) -> str:
-    lines = [
-        f"\nuser {user} of the test split liked {len(liked)} of {seen} items, among them",
-        *(f"  {name}" for name in liked[:LINES]),
-    ]
-    return "\n".join(
-        [*lines, "and is recommended", *(f"  {score:6.2f}  {name}" for score, name in zip(scores, found, strict=True))]
-    )

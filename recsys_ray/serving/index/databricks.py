@@ -1,52 +1,86 @@
-"""The vector index on Databricks AI Search (once Vector Search), behind the same `search`: a thin adapter.
+"""The vector index on Databricks AI Search (formerly Vector Search), as a thin adapter.
 
-A direct access index holds the vectors of one model version and carries it in its name, `<name>_<version>`, so that an old one
-is served until the new one is whole, and one of another version is never found. Its address is `databricks:endpoint/name`, the
-name in three parts. Wants `pip install databricks-ai-search` and the workspace's credentials. Written from the SDK's source;
-never run against a workspace.
+A direct access index holds the vectors of one model version and carries the version in its name, `<name>_<version>`: the old
+index is served until the new one is whole, and the index of another version is never found. Its URI is `databricks:endpoint/name`
+with a name of three parts. Needs `pip install databricks-ai-search` and the workspace's credentials. Written from the SDK's
+source; never run against a workspace.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from recsys_ray.serving.index.lance import SCORE, VECTOR
+from recsys_ray.serving.index.vector_index import SCORE, VECTOR, Condition, IndexSource
 
 SCHEME = "databricks:"
 UPSERT_ROWS = 1000
-TYPES = {pa.int64(): "long", pa.int32(): "int", pa.float32(): "float", pa.float64(): "double", pa.bool_(): "boolean"}
+DATABRICKS_TYPES = {pa.int64(): "long", pa.int32(): "int", pa.float32(): "float", pa.float64(): "double", pa.bool_(): "boolean"}
+"""Arrow type -> the type in an index's schema; any other is stored as a string."""
+
+
+class IndexAddress(NamedTuple):
+    """Where the index of one model version is."""
+
+    endpoint: str
+    name: str
+    """catalog.schema.name_version"""
 
 
 @dataclass(frozen=True)
 class DatabricksIndex:
+    """A VectorIndex over one direct access index. Conditions are dicts, or SQL on a storage-optimised endpoint."""
+
     index: Any
-    """databricks.ai_search.index.VectorSearchIndex"""
+    """databricks.ai_search.index.AISearchIndex"""
     key: str
-    columns: list[str]
+    catalogue_columns: list[str]
 
     def search(
-        self, queries: np.ndarray, k: int, where: str | dict[str, Any] = "", exclude: Sequence[Iterable[Any]] = ()
+        self,
+        queries: np.ndarray,
+        k: int,
+        *,
+        where: Condition = "",
+        exclude: Sequence[Iterable[Any]] = (),
+        columns: list[str] | None = None,
     ) -> list[pa.Table]:
-        """As Index.search; `where` is a filter of Databricks: a dict, or SQL on a storage-optimised endpoint."""
-        excluded = [set(one) for one in exclude] or [set() for _ in queries]
-        return [self._search(query, k, where or None, keys) for query, keys in zip(queries, excluded, strict=True)]
+        """See VectorIndex.search."""
+        kept = columns if columns is not None else self.catalogue_columns
+        search = _Search(self.index, k, where, list(dict.fromkeys([self.key, *kept])))
+        excluded = [set(keys) for keys in exclude] or [set() for _ in queries]
+        return [search.run(query, keys) for query, keys in zip(queries, excluded, strict=True)]
 
-    def _search(self, query: np.ndarray, k: int, where: Any, excluded: set[Any]) -> pa.Table:
+
+@dataclass(frozen=True)
+class _Search:
+    index: Any
+    k: int
+    where: Condition
+    columns: list[str]
+    """The key comes first."""
+
+    def run(self, query: np.ndarray, excluded: set[Any]) -> pa.Table:
         answer = self.index.similarity_search(
-            columns=self.columns, query_vector=query.tolist(), filters=where, num_results=k + len(excluded), disable_notice=True
+            columns=self.columns,
+            query_vector=query.tolist(),
+            filters=self.where or None,
+            num_results=self.k + len(excluded),
+            disable_notice=True,
         )
-        rows = [dict(zip([*self.columns, SCORE], row, strict=True)) for row in answer["result"].get("data_array", [])]
-        kept = [row for row in rows if row[self.key] not in excluded][:k]
-        return pa.Table.from_pylist(kept) if kept else pa.table({name: [] for name in [*self.columns, SCORE]})
+        names = [*self.columns, SCORE]
+        rows = [dict(zip(names, row, strict=True)) for row in answer["result"].get("data_array", [])]
+        kept = [row for row in rows if row[self.columns[0]] not in excluded][: self.k]
+        return pa.Table.from_pylist(kept) if kept else pa.table({name: [] for name in names})
 
 
-def connect() -> Any:
-    """The AISearchClient of the workspace. Raises ValueError where the SDK is not installed."""
+def workspace_client() -> Any:
+    """Returns the AISearchClient of the workspace. Raises ValueError where the SDK is not installed."""
     try:
         from databricks.ai_search.client import AISearchClient
     except ModuleNotFoundError as error:
@@ -54,56 +88,62 @@ def connect() -> Any:
     return AISearchClient(disable_notice=True)
 
 
-def address(uri: str, model_version: str) -> tuple[str, str]:
-    """Endpoint, and the name of the index of this model version. Raises ValueError for another form."""
+def index_address(uri: str, model_version: str) -> IndexAddress:
+    """Returns the endpoint and the index of this model version. Raises ValueError for a URI of another form."""
     endpoint, slash, name = uri.removeprefix(SCHEME).partition("/")
     if not (endpoint and slash and name.count(".") == 2):
         raise ValueError(f"--index {uri}: wants {SCHEME}endpoint/catalog.schema.name")
-    return endpoint, f"{name}_{model_version}"
+    return IndexAddress(endpoint, f"{name}_{model_version}")
 
 
-def write_databricks_index(
-    client: Any, uri: str, model_version: str, key: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
-) -> int:
-    """Creates the index of this version, replacing one of the same, and fills it; removes it again where that fails. Returns how
-    many items it holds.
+def open_index(uri: str, model_version: str) -> DatabricksIndex:
+    """Opens the index of this model version. Raises ValueError where there is none."""
+    client, (endpoint, name) = workspace_client(), index_address(uri, model_version)
+    if not client.index_exists(endpoint_name=endpoint, index_name=name):
+        raise ValueError(f"no index {name} at endpoint {endpoint}: build one for this model with jobs/build_index.py")
+    index = client.get_index(endpoint_name=endpoint, index_name=name)
+    description = index.describe()
+    columns = json.loads(description["direct_access_index_spec"]["schema_json"])
+    return DatabricksIndex(index, description["primary_key"], [name for name in columns if name != VECTOR])
 
-    Raises ValueError for vectors not of length 1, since Databricks ranks by distance and not by dot product.
+
+def write_index(uri: str, source: IndexSource) -> str:
+    """Creates and fills the index of this model version, replacing one of the same version; deletes it where that fails.
+
+    Raises ValueError for vectors that are not of length 1, since Databricks ranks by distance and not by dot product.
     """
-    endpoint, full_name = address(uri, model_version)
-    if client.index_exists(endpoint_name=endpoint, index_name=full_name):
-        client.delete_index(endpoint_name=endpoint, index_name=full_name)
-    dim = schema.field(VECTOR).type.list_size
-    types = {field.name: TYPES.get(field.type, "string") for field in schema if field.name != VECTOR}
+    client, (endpoint, name) = workspace_client(), index_address(uri, source.model_version)
+    if client.index_exists(endpoint_name=endpoint, index_name=name):
+        client.delete_index(endpoint_name=endpoint, index_name=name)
+    dim = source.schema.field(VECTOR).type.list_size
+    types = {field.name: DATABRICKS_TYPES.get(field.type, "string") for field in source.schema if field.name != VECTOR}
     index = client.create_direct_access_index(
         endpoint_name=endpoint,
-        index_name=full_name,
-        primary_key=key,
+        index_name=name,
+        primary_key=source.key,
         embedding_dimension=dim,
         embedding_vector_column=VECTOR,
         schema={**types, VECTOR: "array<float>"},
     )
-    items = 0
     try:
-        index.wait_until_ready()
-        for batch in batches:
-            items += batch.num_rows
-            _check_length_one(batch)
-            rows = [{name: _plain(value) for name, value in row.items()} for row in batch.to_pylist()]
-            for first in range(0, len(rows), UPSERT_ROWS):
-                index.upsert(rows[first : first + UPSERT_ROWS])
+        items = _upsert(index, source.batches)
     except BaseException:
-        client.delete_index(endpoint_name=endpoint, index_name=full_name)
+        client.delete_index(endpoint_name=endpoint, index_name=name)
         raise
+    return f"{items:,} items of {dim} numbers, model {source.model_version}"
+
+
+def _upsert(index: Any, batches: Iterable[pa.RecordBatch]) -> int:
+    """Returns how many items were written."""
+    index.wait_until_ready()
+    items = 0
+    for batch in batches:
+        items += batch.num_rows
+        _check_length_one(batch)
+        rows = [{name: _without_lists(value) for name, value in row.items()} for row in batch.to_pylist()]
+        for first in range(0, len(rows), UPSERT_ROWS):
+            index.upsert(rows[first : first + UPSERT_ROWS])
     return items
-
-
-def open_databricks_index(client: Any, uri: str, model_version: str, key: str, columns: list[str]) -> DatabricksIndex:
-    """Raises ValueError where no index of this model version is there."""
-    endpoint, full_name = address(uri, model_version)
-    if not client.index_exists(endpoint_name=endpoint, index_name=full_name):
-        raise ValueError(f"no index {full_name} at endpoint {endpoint}: build one for this model with jobs/build_index.py")
-    return DatabricksIndex(client.get_index(endpoint_name=endpoint, index_name=full_name), key, columns)
 
 
 def _check_length_one(batch: pa.RecordBatch) -> None:
@@ -112,6 +152,6 @@ def _check_length_one(batch: pa.RecordBatch) -> None:
         raise ValueError("Databricks ranks by distance, so vectors must be of length 1: train with --model.normalize")
 
 
-def _plain(value: Any) -> Any:
-    """Lists other than vectors as text: the index takes no other."""
+def _without_lists(value: Any) -> Any:
+    """Joins a list of strings into one text: the vector is the only list that an index takes."""
     return ", ".join(map(str, value)) if isinstance(value, list) and value and isinstance(value[0], str) else value

@@ -1,4 +1,4 @@
-"""Every item of the catalogue as a vector, in parallel on Ray Data: on the cluster this process is connected to or one here."""
+"""Embedding of every item of a catalogue, in parallel on Ray Data: on the connected cluster, or else on one started here."""
 
 from __future__ import annotations
 
@@ -16,26 +16,33 @@ from recsys_ray.columns import FREQUENCY
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.dataset.tables import CATALOGUE, load_catalogue
 from recsys_ray.serving.bundle import load_retriever
-from recsys_ray.serving.index.lance import VECTOR
+from recsys_ray.serving.index.vector_index import VECTOR
 
-EMBED_ROWS = 4096
+ITEMS_PER_BATCH = 4096
 ITEMS_PER_WORKER = 50_000
 
 
 class Embedder:
-    """A worker: loads the model once. Raises what a run directory that other nodes cannot see raises."""
+    """A Ray Data worker that loads the model once and embeds batches of items.
+
+    Raises FileNotFoundError on a node that cannot see the run directory.
+    """
 
     def __init__(self, run_dir: str) -> None:
         self._retriever = load_retriever(run_dir)
 
     def __call__(self, items: pa.Table) -> pa.Table:
+        """Returns the raw columns with VECTOR."""
         vectors = self._retriever.embed_candidates(items)
         kept = items.drop_columns([FREQUENCY])
         return kept.append_column(VECTOR, pa.FixedSizeListArray.from_arrays(vectors.reshape(-1), vectors.shape[1]))
 
 
 def item_vectors(run_dir: Path, dataset: DatasetDirectory, dim: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """The catalogue's raw columns and VECTOR, as the workers finish. The run and the dataset must be on storage that all see."""
+    """Returns the schema and the batches of the catalogue's raw columns with VECTOR, in the order in which workers finish.
+
+    The run directory and the dataset must be on storage that all nodes see.
+    """
     if not ray.is_initialized():
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
@@ -45,10 +52,10 @@ def item_vectors(run_dir: Path, dataset: DatasetDirectory, dim: int) -> tuple[pa
     vectors = ray.data.read_parquet(str(dataset.root / CATALOGUE)).map_batches(
         Embedder,
         fn_constructor_args=(str(run_dir),),
-        batch_size=EMBED_ROWS,
+        batch_size=ITEMS_PER_BATCH,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers),
-        num_cpus=0,  # the readers need CPUs too, and wait for ever where embedders hold them all
+        num_cpus=0,  # embedders that hold every CPU would leave none for the readers: a deadlock
     )
     schema = catalogue.schema.remove(catalogue.schema.get_field_index(FREQUENCY)).append(
         pa.field(VECTOR, pa.list_(pa.float32(), dim))
@@ -57,5 +64,5 @@ def item_vectors(run_dir: Path, dataset: DatasetDirectory, dim: int) -> tuple[pa
 
 
 def _batches(vectors: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    for table in vectors.iter_batches(batch_size=EMBED_ROWS, batch_format="pyarrow"):
+    for table in vectors.iter_batches(batch_size=ITEMS_PER_BATCH, batch_format="pyarrow"):
         yield from table.select(schema.names).cast(schema).combine_chunks().to_batches()
