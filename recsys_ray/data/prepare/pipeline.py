@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from recsys_ray.data.blocks.layout import mds_columns
 from recsys_ray.data.blocks.parts import PartWriter, rows_per_part
 from recsys_ray.data.dataset.directory import SUMMARY, DatasetDirectory, staged
 from recsys_ray.data.dataset.tables import write_catalogue, write_vocabularies
-from recsys_ray.data.engines.base import open_engine
+from recsys_ray.data.engines.base import Engine, open_engine
 from recsys_ray.data.prepare.catalogue import absence, check_item_key, item_table, with_frequencies
 from recsys_ray.data.prepare.passes import Passes
 from recsys_ray.data.prepare.profile import Profile
@@ -29,16 +30,17 @@ from recsys_ray.data.sources.source import TABLE, fingerprint, open_source
 from recsys_ray.schema import Schema
 
 
-def prepare(config: PrepareConfig) -> DatasetDirectory:
+def prepare(config: PrepareConfig, opened: AbstractContextManager[Engine] | None = None) -> DatasetDirectory:
     """Writes `config.out`, or returns it as it is when it was prepared from the same inputs with the same settings.
 
+    Runs on the engine that `config.engine` names, or on `opened` where that is given.
     Raises ValueError or FileNotFoundError, naming file, column or flag, for input that cannot be prepared; FileExistsError
     where `out` holds something else. Whatever goes wrong, `out` is left as it was.
     """
     out = _checked_out(config)
     schema = Schema.load(config.schema or schema_beside(config.parquet))
     earlier = Earlier.open(config.grow_from, schema) if config.grow_from else NOTHING
-    with open_engine(config.engine) as engine:
+    with opened or open_engine(config.engine) as engine:
         source = open_source(config, engine.open_table)
         check_columns(schema, source.arrow_schema, config.parquet)
         check_split(config.split, schema, source.arrow_schema, config.parquet)
