@@ -11,14 +11,17 @@ TORCH_SOURCE := $(if $(findstring cpu,$(LOCK)),$(CPU_TORCH))
 SPEED := convert load train scale memory growth startup retrieval
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --all-extras --no-emit-find-links --no-header
 
-.PHONY: demo test lint bench bench-models chaos lock clean
+.PHONY: demo unit test lint bench bench-models chaos lock clean
 
 demo: $(VENV)/.ready  ## MovieLens 1M: fetch, prepare, train both models under Ray, report, index, recommend films to a user
 	$(BIN)/python jobs/train_dlrm.py --run-dir runs/demo/dlrm
 	$(BIN)/python jobs/train_two_tower.py --run-dir runs/demo/two_tower
 	$(BIN)/python jobs/build_index.py --run-dir runs/demo/two_tower --show 1
 
-test: $(VENV)/.ready
+unit: $(VENV)/.ready  ## the fast tests, for the edit loop: under a minute
+	$(BIN)/python -m pytest -m unit
+
+test: $(VENV)/.ready  ## all tests but the long ones: under twenty minutes
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.ready

@@ -1,22 +1,18 @@
-"""One Ray and one small dataset for the whole session, and a Spark for the modules that want one."""
+"""Fixtures of all tests: one Ray and one small dataset for the whole session, and a Spark for each module that wants one.
+
+What is slow to import is imported where it is used, so that the unit tests start quickly.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import ray
-
-from recsys_ray.config import PrepareConfig
-from recsys_ray.data.prepare import pipeline as prepare_module
-from recsys_ray.data.prepare.pipeline import prepare
-from recsys_ray.datasets import synthetic
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -25,9 +21,19 @@ ROWS = 61_000  # leaves a short block in every split
 BLOCK_ROWS = 128
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out the modules without a unit test when only those are wanted: importing them takes longer than the tests."""
+    if config.option.markexpr != "unit" or not collection_path.match("test_*.py"):
+        return None
+    return "pytest.mark.unit" not in collection_path.read_text() or None
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    # "local": never a cluster that happens to run on this machine. Four workers, so that writers run beside one another.
+    """Starts a Ray of four CPUs, which lets several writers run at once."""
+    import ray
+
+    # "local": never a cluster that happens to run on this machine.
     ray.init("local", num_cpus=4, include_dashboard=False, ignore_reinit_error=True)
     yield
     ray.shutdown()
@@ -35,13 +41,13 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def spark_master() -> str:
-    """A module that wants another Spark has a fixture of this name."""
+    """Names the master of the module's Spark. A module that wants another one has a fixture of this name."""
     return "local[2]"
 
 
 @pytest.fixture(scope="module")
 def spark_session(spark_master: str) -> Iterator[SparkSession]:
-    """The active session of one module, not of all: other code runs on Spark where it finds one active."""
+    """Starts the active Spark session for one module only, because other code runs on Spark wherever a session is active."""
     if not shutil.which("java"):
         pytest.skip("Spark needs Java 17, and there is no `java` here")
     SparkSession = pytest.importorskip("pyspark.sql").SparkSession
@@ -55,25 +61,12 @@ def spark_session(spark_master: str) -> Iterator[SparkSession]:
 
 @pytest.fixture(scope="session")
 def dataset(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small synthetic dataset directory with a multi-valued column."""
+    """Prepares a small synthetic dataset directory that has a multi-valued column."""
+    from recsys_ray.config import PrepareConfig
+    from recsys_ray.data.prepare.pipeline import prepare
+    from recsys_ray.datasets import synthetic
+
     root = tmp_path_factory.mktemp("synthetic")
     raw = synthetic.generate(root / "raw", ROWS, dense=3, categorical=4, num_embeddings=500, multi=True)
     prepare(PrepareConfig(parquet=str(raw / "interactions"), out=str(root / "dataset"), block_rows=BLOCK_ROWS))
     return root / "dataset"
-
-
-@pytest.fixture
-def one_writer_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The first write task to finish its shards is killed; the engine runs it again. Yields the file that then exists."""
-    mark, writer = tmp_path / "killed", prepare_module.PartWriter
-
-    class KilledOnce(writer):
-        def write(self, table, number):
-            part = super().write(table, number)
-            if part.rows["train"] and not mark.exists():
-                mark.write_text(part.folder)
-                os.kill(os.getpid(), signal.SIGKILL)
-            return part
-
-    monkeypatch.setattr(prepare_module, "PartWriter", KilledOnce)
-    return mark

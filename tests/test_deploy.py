@@ -20,6 +20,8 @@ from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.core.generated.autoscaler_pb2 import GangResourceRequest, ResourceRequest
 
+pytestmark = pytest.mark.unit
+
 ROOT = Path(__file__).parent.parent
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 RAYJOB, CLAIM = yaml.safe_load_all((ROOT / "deploy" / "rayjob.yaml").read_text())

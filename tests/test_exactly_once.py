@@ -14,20 +14,22 @@ import pytest
 from recsys_ray.columns import SPLITS
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.schema import Categorical, Dense, Label, Timestamp
+from tests.support.faulty_engine import one_writer_killed
 from tests.support.preparing import config_for, read_split, write_input
 
 ROWS = 1_000_000
 SCHEMA = (Label("click"), Dense("price"), Categorical("user", num_embeddings=1000), Timestamp("number"))
 
 
-def test_a_million_rows_and_a_killed_writer(ray_session, one_writer_killed, tmp_path):
+def test_a_million_rows_and_a_killed_writer(ray_session, tmp_path):
     numbers = np.arange(ROWS)
     labels = np.where(numbers % 97 == 0, 2.0, numbers % 2)
     columns = {"click": labels, "price": numbers / ROWS, "user": numbers % 999, "number": numbers}
     source = write_input(tmp_path / "in", columns, SCHEMA, files=8)
-    dataset = prepare(config_for(source, block_rows=256))
+    killed = tmp_path / "killed"
+    dataset = prepare(config_for(source, block_rows=256), one_writer_killed("ray", killed))
 
-    assert one_writer_killed.exists(), "no writer was killed"
+    assert killed.exists(), "no writer was killed"
     found = []
     for split in SPLITS:
         rows, blocks = read_split(dataset.root, split)
@@ -45,7 +47,7 @@ def test_a_million_rows_and_a_killed_writer(ray_session, one_writer_killed, tmp_
         len(found[2]), rel=0.02
     )
     parts = [folder.name for folder in (dataset.root / "train").glob("part-*")]
-    assert len(parts) >= 5 and one_writer_killed.read_text() not in parts, "what the killed attempt wrote is still there"
+    assert len(parts) >= 5 and killed.read_text() not in parts, "what the killed attempt wrote is still there"
     train = found[0][: len(found[0]) // 2]
     assert abs(np.corrcoef(train, np.arange(len(train)))[0, 1]) < 0.01, "rows are not shuffled globally"
 

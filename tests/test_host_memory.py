@@ -10,6 +10,8 @@ import pytest
 
 from recsys_ray.host_memory import HUGE_PAGE, zeros_on_huge_pages
 
+pytestmark = pytest.mark.unit
+
 
 def private_memory(size: int) -> np.ndarray:
     """Returns bytes in a mapping of their own that are all 1. NumPy gives its own large arrays advice on huge pages."""

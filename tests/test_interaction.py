@@ -10,6 +10,8 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from recsys_ray.models.interaction import DotInteraction, in_order
 
+pytestmark = pytest.mark.unit
+
 ROWS, FEATURES, DIM = 33, 5, 4
 
 

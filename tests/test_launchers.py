@@ -121,12 +121,14 @@ def test_tasks_that_the_spark_cluster_lacks_are_named(tmp_path: Path) -> None:
         run(launch, sum_of_ranks, tmp_path)
 
 
+@pytest.mark.unit
 def test_gpus_that_this_machine_lacks_are_named(tmp_path: Path) -> None:
     launch = LaunchConfig("local", 99, gpus_per_worker=1)
     with pytest.raises(ValueError, match=r"99 workers need 99 GPUs, and this machine has"):
         run(launch, sum_of_ranks, tmp_path)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("launch", "words"),
     [
@@ -141,6 +143,7 @@ def test_settings_that_no_engine_has_are_refused(launch: LaunchConfig, words: st
         pass
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("bundle", "placement", "room"),
     [
@@ -162,6 +165,7 @@ def leave_record(folder: Path, attempt: str, rank: int, began: float, **how: obj
     (folder / ".workers" / attempt / f"rank-{rank}.crash").touch()
 
 
+@pytest.mark.unit
 def test_failure_is_told_of_the_last_attempt_and_names_all_in_doubt(tmp_path: Path) -> None:
     assert failure(str(tmp_path)) is None
     leave_record(tmp_path, "first", 3, 1.0, state="failed", ended=2.0, error="ValueError: an old one", trace="old")
@@ -177,6 +181,7 @@ def test_failure_is_told_of_the_last_attempt_and_names_all_in_doubt(tmp_path: Pa
     assert lines[0] == "one of these:" and ["rank 1" in lines[1], "rank 2" in lines[2], len(lines)] == [True, True, 3]
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("hosts", "places"),
     [

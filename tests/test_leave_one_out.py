@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from recsys_ray.columns import ROW_HASH
 from recsys_ray.data.prepare.catalogue import items_of
 from recsys_ray.data.prepare.leave_one_out import LatestRows, latest_rows
 from recsys_ray.schema import Categorical, Schema, Timestamp
+
+pytestmark = pytest.mark.unit
 
 ITEM = Categorical("item", "item", encoding="vocabulary", key=True)
 SCHEMA = Schema((Categorical("user", "user", encoding="vocabulary", key=True), ITEM, Timestamp("at")))

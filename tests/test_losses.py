@@ -57,6 +57,7 @@ def expected_loss(b: dict[str, torch.Tensor], hard: int = 0, temperature: float 
     return total / float(b["weights"].sum())
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("hard", [0, 3])
 def test_softmax_is_its_definition(hard: int) -> None:
     """Corrected by log Q; accidental hits and rows that are no positives are no negatives; hard negatives are averaged in."""
@@ -66,6 +67,7 @@ def test_softmax_is_its_definition(hard: int) -> None:
     assert abs(float(loss_of(without, hard)) - float(found)) > 0.01
 
 
+@pytest.mark.unit
 def test_more_hard_negatives_than_candidates_are_all_of_them() -> None:
     assert float(loss_of(batch(), hard=10_000)) == pytest.approx(float(loss_of(batch())), rel=1e-5)
 

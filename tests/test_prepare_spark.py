@@ -22,6 +22,7 @@ from recsys_ray.data.loading.stream import BlockStream, batch_layout
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.data.sources.parquet_files import find_parquet
 from recsys_ray.schema import Categorical, Dense, Label, Timestamp
+from tests.support.faulty_engine import one_writer_killed
 from tests.support.preparing import clicks, config_for, read_split, write_input
 from tests.support.workers import run_workers
 
@@ -154,19 +155,20 @@ def read_stream(dataset: str, out: str) -> None:
     dist.destroy_process_group()
 
 
-def test_a_killed_writer_and_a_global_shuffle(spark_session, one_writer_killed, tmp_path):
+def test_a_killed_writer_and_a_global_shuffle(spark_session, tmp_path):
     rows, schema = 300_000, (Label("click"), Dense("price"), Categorical("user", num_embeddings=1000), Timestamp("number"))
     numbers = np.arange(rows)
     columns = {"click": numbers % 2, "price": numbers / rows, "user": numbers % 999, "number": numbers}
     source = write_input(tmp_path / "in", columns, schema, files=8)
-    dataset = prepare(config_for(source, engine="spark", block_rows=256))
-    assert one_writer_killed.exists(), "no writer was killed"
+    killed = tmp_path / "killed"
+    dataset = prepare(config_for(source, block_rows=256), one_writer_killed("spark", killed))
+    assert killed.exists(), "no writer was killed"
     found = [rows_of(dataset, split) for split in SPLITS]
     for frame in found:
         assert (frame["price"].to_numpy() == (frame["number"] / rows).to_numpy(np.float32)).all(), "rows were torn apart"
     assert np.array_equal(np.sort(np.concatenate([frame["number"] for frame in found])), numbers), "a row is lost or twice there"
     parts = [folder.name for folder in (dataset.root / "train").glob("part-*")]
-    assert len(parts) == 5 and one_writer_killed.read_text() not in parts, "what the killed attempt wrote is still there"
+    assert len(parts) == 5 and killed.read_text() not in parts, "what the killed attempt wrote is still there"
     train = found[0]["number"].to_numpy()
     blocks = train[: len(train) // 256 * 256].reshape(-1, 256)
     assert abs(np.corrcoef(train, np.arange(len(train)))[0, 1]) < 0.01, "rows are not shuffled globally"

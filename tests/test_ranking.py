@@ -11,6 +11,8 @@ from recsys_ray.models.evaluation import retrieval_metrics as ranking
 from recsys_ray.models.evaluation.baselines import fit_ials, solve
 from recsys_ray.models.evaluation.retrieval_metrics import Pairs, Ranked, rank
 
+pytestmark = pytest.mark.unit
+
 USERS, ITEMS = 30, 40
 
 

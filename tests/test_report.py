@@ -16,6 +16,8 @@ import pytest
 from recsys_ray.reporting import figures as figures
 from recsys_ray.reporting.report import SHARDS_UNFOLDED, RunRecord, write_report
 
+pytestmark = pytest.mark.unit
+
 NASTY = "<b>x</b>"
 
 

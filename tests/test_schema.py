@@ -11,6 +11,8 @@ from recsys_ray.columns import FREQUENCY, RECORD, ROW_HASH, ROW_WEIGHT, SPLIT_CO
 from recsys_ray.data.sources.column_types import check_columns, check_key, infer_schema
 from recsys_ray.schema import Categorical, Dense, Label, Schema, Timestamp, Weight
 
+pytestmark = pytest.mark.unit
+
 TABLE = pa.schema(
     [
         ("rating", pa.float32()),
