@@ -25,12 +25,13 @@ import tyro
 
 from recsys_ray.checkpoint.saver import Saver
 from recsys_ray.checkpoint.store import CheckpointStore
-from recsys_ray.config import DLRMConfig, OptimizerConfig, ShardingConfig
+from recsys_ray.config import OptimizerConfig, ShardingConfig
 from recsys_ray.distributed import World
+from recsys_ray.models.dlrm import DLRMConfig
 from recsys_ray.models.registry import build_task
 from recsys_ray.models.task import Batch, Task
 from recsys_ray.schema import Categorical, Dense, Label, Schema
-from recsys_ray.sharding.planner import initialise_tables, shard
+from recsys_ray.sharding.sharded_model import initialise_tables, shard_model
 from recsys_ray.training.optimizers import build_optimizer
 from recsys_ray.training.steps import make_step
 
@@ -52,7 +53,7 @@ def main(stall: Stall) -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     world = World(0, 1, 0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     task, rows = _task(stall, world)
-    model = shard(task.module, world, ShardingConfig(), OptimizerConfig(), stall.batch)
+    model = shard_model(task.module, world, sharding=ShardingConfig(), optimizer=OptimizerConfig(), local_batch=stall.batch)
     initialise_tables(model, 0.0, 0)
     optimizer = build_optimizer(model, OptimizerConfig())
     step, batches = make_step(model, optimizer, world), [_batch(task, seed, stall.batch, rows) for seed in range(8)]

@@ -14,10 +14,11 @@ from pathlib import Path
 import ray
 import tyro
 
-from recsys_ray.config import DataConfig, DLRMConfig, LoopConfig, OptimizerConfig, PrepareConfig, TrainConfig
+from recsys_ray.config import DataConfig, LoopConfig, OptimizerConfig, PrepareConfig, TrainConfig
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.datasets import criteo
 from recsys_ray.launch.launcher import launcher
+from recsys_ray.models.dlrm import DLRMConfig
 from recsys_ray.training.train import train
 
 

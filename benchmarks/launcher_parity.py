@@ -25,7 +25,6 @@ from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.columns import Columns
 from recsys_ray.config import (
     DataConfig,
-    DLRMConfig,
     LaunchConfig,
     LoopConfig,
     PrepareConfig,
@@ -33,12 +32,13 @@ from recsys_ray.config import (
     SparkConfig,
     SplitConfig,
     TrainConfig,
-    TwoTowerConfig,
 )
 from recsys_ray.data.loading.stream import BlockStream
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.datasets import choices, synthetic
 from recsys_ray.launch.launcher import launcher
+from recsys_ray.models.dlrm import DLRMConfig
+from recsys_ray.models.two_tower import TwoTowerConfig
 from recsys_ray.training.train import train
 
 ORDER = "order"

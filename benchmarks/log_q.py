@@ -26,11 +26,11 @@ from recsys_ray.config import (
     SplitConfig,
     TrackingConfig,
     TrainConfig,
-    TwoTowerConfig,
 )
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.datasets import choices
 from recsys_ray.launch.launcher import launcher
+from recsys_ray.models.two_tower import TwoTowerConfig
 from recsys_ray.reporting.summary import comparison_table
 from recsys_ray.training.train import train
 

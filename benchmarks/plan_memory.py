@@ -24,17 +24,19 @@ import tyro
 from torch import nn
 
 from recsys_ray.columns import ROW_WEIGHT
-from recsys_ray.config import DLRMConfig, LaunchConfig, LoopConfig, OptimizerConfig, ShardingConfig, TrainConfig
+from recsys_ray.config import LaunchConfig, LoopConfig, OptimizerConfig, ShardingConfig, TrainConfig
 from recsys_ray.distributed import World, join_world
 from recsys_ray.host_memory import M_MMAP_THRESHOLD
 from recsys_ray.launch.launcher import launcher
+from recsys_ray.models.dlrm import DLRMConfig
 from recsys_ray.models.registry import build_task
 from recsys_ray.models.task import Batch, Task
 from recsys_ray.planning.cluster import Cluster
-from recsys_ray.planning.plan import ClusterPlan, plan
-from recsys_ray.planning.workload import workload
+from recsys_ray.planning.plan import ClusterPlan, plan_cluster
+from recsys_ray.planning.workload import make_workload
 from recsys_ray.schema import Categorical, Dense, Label, Schema
-from recsys_ray.sharding.planner import initialise_tables, plan_shards, shard
+from recsys_ray.sharding.placement import table_shards
+from recsys_ray.sharding.sharded_model import initialise_tables, shard_model
 from recsys_ray.training.optimizers import build_optimizer
 from recsys_ray.training.steps import make_step
 
@@ -68,7 +70,7 @@ def main(job: PlanMemory) -> None:
         )
         schema = tables(job.gib, job.dim)
         Path(folder, "schema.json").write_text(schema.to_json())
-        predicted = plan(workload(config, schema, 1.0), Cluster(gpus_per_node=WORKERS, gpu="cpu"))
+        predicted = plan_cluster(make_workload(config, schema, 1.0), Cluster(gpus_per_node=WORKERS, gpu="cpu"))
         assert predicted is not None
         show(predicted, measured_run(measure, config), measured_run(measure_in_use, config))
 
@@ -116,7 +118,7 @@ def run(config: TrainConfig, schema: Schema, world: World) -> dict[str, Any]:
     """Trains, and returns the bytes of this worker's tensors."""
     rows = config.train.global_batch // world.size
     task = build_task(config.model, schema, ROW_WEIGHT, world.device, None, seed=0)
-    model = shard(task.module, world, config.sharding, config.optimizer, rows)
+    model = shard_model(task.module, world, sharding=config.sharding, optimizer=config.optimizer, local_batch=rows)
     initialise_tables(model, 0.0, 0)
     optimizer = build_optimizer(model, config.optimizer)
     local = [part.tensor for value in model.state_dict().values() for part in shards_of(value)]
@@ -136,7 +138,7 @@ def run(config: TrainConfig, schema: Schema, world: World) -> dict[str, Any]:
         "optimizer": bytes_of(state),
         "dense": 4 * bytes_of(dense),  # each has a gradient and Adam's two averages
         "step_ms": 1000 * sorted(seconds)[len(seconds) // 2],
-        "shards": sorted([part.table, part.rows, part.dim, part.rank] for part in plan_shards(model)),
+        "shards": sorted([part.table, part.rows, part.dim, part.rank] for part in table_shards(model)),
     }
 
 

@@ -24,19 +24,11 @@ import pyarrow.parquet as pq
 import ray
 import tyro
 
-from recsys_ray.config import (
-    DataConfig,
-    DLRMConfig,
-    LoopConfig,
-    OptimizerConfig,
-    PrepareConfig,
-    SplitConfig,
-    TrackingConfig,
-    TrainConfig,
-)
+from recsys_ray.config import DataConfig, LoopConfig, OptimizerConfig, PrepareConfig, SplitConfig, TrackingConfig, TrainConfig
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.datasets import movielens
 from recsys_ray.launch.launcher import launcher
+from recsys_ray.models.dlrm import DLRMConfig
 from recsys_ray.schema import Categorical, Dense, Label, Schema
 from recsys_ray.training.train import train
 

@@ -37,13 +37,13 @@ from recsys_ray.config import (
     SplitConfig,
     TrackingConfig,
     TrainConfig,
-    TwoTowerConfig,
 )
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.datasets.histories import with_recent_items
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.models.evaluation.baselines import fit_ials, solve
 from recsys_ray.models.evaluation.retrieval_metrics import Pairs, rank
+from recsys_ray.models.two_tower import TwoTowerConfig
 from recsys_ray.schema import Categorical, Schema, Timestamp
 from recsys_ray.serving.bundle import load_retriever
 from recsys_ray.training.train import train

@@ -19,11 +19,12 @@ import tyro
 from sklearn.metrics import roc_auc_score
 
 from recsys_ray.compat.streaming_compat import StreamingDataset
-from recsys_ray.config import DataConfig, DLRMConfig, LoopConfig, OptimizerConfig, PrepareConfig, TrainConfig
+from recsys_ray.config import DataConfig, LoopConfig, OptimizerConfig, PrepareConfig, TrainConfig
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.datasets import synthetic
 from recsys_ray.datasets.teacher import Teacher, load_teacher, teacher_probability
 from recsys_ray.launch.launcher import launcher
+from recsys_ray.models.dlrm import DLRMConfig
 from recsys_ray.training.train import train
 
 TARGET = 0.005

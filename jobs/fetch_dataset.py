@@ -11,12 +11,12 @@ All of it or nothing is written, and a second call with the same arguments retur
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
 import tyro
 
+from recsys_ray.command_line import readable_errors
 from recsys_ray.datasets import choices, criteo, movielens, synthetic
 
 DATASETS = {
@@ -28,20 +28,19 @@ DATASETS = {
 
 
 def main() -> None:
+    """Makes the data set that the subcommand names, and prints where it is."""
     started = time.monotonic()
     out = tyro.extras.subcommand_cli_from_dict(DATASETS, description=__doc__)
     print(f"{describe(out)} in {time.monotonic() - started:.1f} s")
 
 
 def describe(out: Path) -> str:
-    """The folder and what lies in it."""
+    """Returns the folder's name and the files in it."""
     files = [file for file in out.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files) / 1e6
     return f"{out}: {', '.join(sorted(file.name for file in out.iterdir()))} ({size:.1f} MB)"
 
 
 if __name__ == "__main__":
-    try:
+    with readable_errors("nothing was written"):
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"fetch_dataset: {error}")

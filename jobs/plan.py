@@ -5,30 +5,35 @@
     python jobs/plan.py two-tower --data.path datasets/views --cluster.gpu a100 --cluster.gpus-per-node 4
     python jobs/plan.py dlrm --schema clicks.json --cluster.gpu cpu --cluster.gpus-per-node 2       # two workers on this machine
 
-The other flags are those of the training run (jobs/train_dlrm.py, jobs/train_two_tower.py). Nothing is started, and no GPU is
-needed. An estimate, explained in docs/planning.md, with what was measured beside it.
+The other flags and their defaults are those of the training job (jobs/train_dlrm.py, jobs/train_two_tower.py). Nothing is
+started, and no GPU is needed. An estimate, explained in docs/planning.md, with what was measured beside it.
 """
 
 from __future__ import annotations
 
-import logging
-import sys
+import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
+from importlib import import_module
+from importlib.util import find_spec
 
 import tyro
 
-from recsys_ray.config import DLRMConfig, LoopConfig, OptimizerConfig, TrainConfig, TwoTowerConfig
+from recsys_ray.command_line import readable_errors
+from recsys_ray.config import TrainConfig
 from recsys_ray.data.dataset.directory import DatasetDirectory
-from recsys_ray.planning.cluster import Cluster, check
-from recsys_ray.planning.plan import plan, smallest
-from recsys_ray.planning.plan_text import plan_text, too_small
-from recsys_ray.planning.workload import workload
+from recsys_ray.logs import configure_logging
+from recsys_ray.models.registry import MODELS, registered_model
+from recsys_ray.planning.cluster import Cluster, check_cluster
+from recsys_ray.planning.plan import plan_cluster, smallest_plan
+from recsys_ray.planning.plan_text import cluster_plan_text, too_small
+from recsys_ray.planning.workload import make_workload
 from recsys_ray.schema import Schema
 
 
 @dataclass(frozen=True)
 class PlanJob(TrainConfig):
+    """A training run that is only planned."""
+
     schema: str = ""
     """A schema file, where there is no dataset directory yet; empty: that of `--data.path`."""
     list_values: float = 10.0
@@ -36,31 +41,28 @@ class PlanJob(TrainConfig):
     cluster: Cluster = field(default_factory=Cluster)
 
 
-JOBS = {
-    "dlrm": ("Ranking.", PlanJob(model=DLRMConfig(interaction="dcn"), train=LoopConfig(global_batch=65536))),
-    "two-tower": (
-        "Retrieval.",
-        PlanJob(model=TwoTowerConfig(), optimizer=OptimizerConfig(sparse="adagrad"), train=LoopConfig(global_batch=8192)),
-    ),
-}
+def planned(model: str) -> PlanJob:
+    """Returns the very run that jobs/train_MODEL.py starts from, or the model's defaults where it has no such job."""
+    job = f"train_{model}"
+    config = import_module(job).CONFIG if find_spec(job) else TrainConfig(model=registered_model(model).config())
+    return PlanJob(**{part.name: getattr(config, part.name) for part in dataclasses.fields(TrainConfig)})
 
 
 def main(job: PlanJob) -> None:
+    """Prints the plan. Raises ValueError where the model does not fit, naming the smallest cluster that does."""
     if not job.schema and not job.data.path:
         raise ValueError("there is nothing to plan for: give --schema FILE, or --data.path with a dataset directory")
-    check(job.cluster)
+    check_cluster(job.cluster)
     schema = Schema.load(job.schema) if job.schema else DatasetDirectory.open(job.data.path).schema
-    work = workload(job, schema, job.list_values)
-    found, least = plan(work, job.cluster), smallest(work, job.cluster)
-    if found is None:
-        raise ValueError(too_small(work, job.cluster, least))
-    print(plan_text(found, least))
+    workload = make_workload(job, schema, job.list_values)
+    plan, smallest = plan_cluster(workload, job.cluster), smallest_plan(workload, job.cluster)
+    if plan is None:
+        raise ValueError(too_small(workload, job.cluster, smallest))
+    print(cluster_plan_text(plan, smallest))
 
 
 if __name__ == "__main__":
-    # TorchRec warns of every Topology that is made.
-    logging.getLogger("torchrec").setLevel(logging.ERROR)
-    try:
-        main(tyro.extras.overridable_config_cli(JOBS, description=__doc__))
-    except (ValueError, OSError) as error:
-        sys.exit(f"{Path(__file__).stem}: {error}")
+    configure_logging()
+    models = {name.replace("_", "-"): (str(registered_model(name).config.__doc__), planned(name)) for name in MODELS}
+    with readable_errors("nothing was started"):
+        main(tyro.extras.overridable_config_cli(models, description=__doc__))

@@ -13,14 +13,14 @@ else on one of its own. On a cluster:
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
+from recsys_ray.command_line import readable_errors
 from recsys_ray.config import PrepareConfig
-from recsys_ray.data.engines.base import EngineFailed, open_engine
+from recsys_ray.data.engines.base import open_engine
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.data.sources.column_types import infer_schema
 from recsys_ray.data.sources.source import open_source
@@ -55,10 +55,5 @@ def write_schema(job: PrepareJob) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with readable_errors("nothing was written"):
         main(tyro.cli(PrepareJob, description=__doc__))
-    except (ValueError, OSError, EngineFailed) as error:
-        sys.exit(f"prepare_data: {error}")
-    except KeyboardInterrupt:
-        print("prepare_data: interrupted; nothing was written", file=sys.stderr)
-        sys.exit(130)

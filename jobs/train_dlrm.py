@@ -6,25 +6,17 @@
     python jobs/train_dlrm.py --launch.engine local --launch.workers 2      # no cluster; or --launch.engine spark
     ray job submit --working-dir . -- python jobs/train_dlrm.py --data.path /shared/clicks --launch.workers 8
 
-Every knob is in recsys_ray/config.py and `--help`. Running again with the same --run-dir goes on where the run stopped.
+The job connects to the engine's cluster or starts one, prepares the dataset where need be, and runs `train(config)`
+(recsys_ray/training/train.py) on every worker: join the process group, shard the model, stream row blocks, train, evaluate,
+checkpoint. Every knob is in recsys_ray/config/ and `--help`. Running again with the same --run-dir goes on where the run stopped.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import sys
-from pathlib import Path
-
-import tyro
-
-from recsys_ray.config import DLRMConfig, LaunchConfig, LoopConfig, OptimizerConfig, TrainConfig, with_absolute_paths
-from recsys_ray.data.prepare.pipeline import dataset_for
-from recsys_ray.launch.launcher import launcher
-from recsys_ray.launch.worker import WorkerFailed
-from recsys_ray.reporting.summary import summary
-from recsys_ray.reporting.tracking.mlflow_tracker import tracking_uri
-from recsys_ray.training.train import train
+from recsys_ray.config import LaunchConfig, LoopConfig, OptimizerConfig, TrainConfig
+from recsys_ray.datasets import movielens
+from recsys_ray.models.dlrm import DLRMConfig
+from recsys_ray.training.job import run_training_job
 
 CONFIG = TrainConfig(
     run_dir="runs/dlrm",
@@ -34,23 +26,5 @@ CONFIG = TrainConfig(
     launch=LaunchConfig(engine="ray", workers=1),
 )
 
-
-def main(config: TrainConfig) -> None:
-    config = with_absolute_paths(config)
-    with launcher(config.launch) as engine:
-        path = dataset_for(config.data, config.run_dir, "spark" if config.launch.engine == "spark" else "ray")
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(Path(path).absolute())))
-        engine.run(train, config)
-    print(summary(json.loads(Path(config.run_dir, "outcome.json").read_text())))
-    print(f"report   {config.run_dir}/report.html")
-    print(f"MLflow   mlflow ui --backend-store-uri {tracking_uri(config.tracking, Path(config.run_dir))}")
-
-
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(TrainConfig, default=CONFIG, description=__doc__, config=(tyro.conf.AvoidSubcommands,)))
-    except (ValueError, OSError, WorkerFailed) as error:
-        sys.exit(f"{Path(__file__).stem}: {error}")
-    except KeyboardInterrupt:
-        print(f"{Path(__file__).stem}: interrupted; run it again to go on after the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+    run_training_job(CONFIG, __doc__, fetch_sample=lambda folder: movielens.fetch(folder / "movielens-1m"))

@@ -19,10 +19,11 @@ import tyro
 
 from benchmarks.plan_memory import WORKERS, resident, run, tables
 from benchmarks.speed.side_by_side import keep
-from recsys_ray.config import DLRMConfig, LaunchConfig, LoopConfig, ShardingConfig, TrainConfig
+from recsys_ray.config import LaunchConfig, LoopConfig, ShardingConfig, TrainConfig
 from recsys_ray.distributed import join_world
 from recsys_ray.launch.launcher import launcher
-from recsys_ray.planning.workload import workload
+from recsys_ray.models.dlrm import DLRMConfig
+from recsys_ray.planning.workload import make_workload
 from recsys_ray.schema import Schema
 
 WANTED = 1.25
@@ -51,7 +52,7 @@ def main(job: Memory) -> None:
         with launcher(config.launch) as engine:
             engine.run(measure, config)
         found = [json.loads(Path(folder, f"memory-{rank}.json").read_text()) for rank in range(WORKERS)]
-    show(found, job, job.batch // WORKERS * workload(config, schema, 1.0).batch_bytes)
+    show(found, job, job.batch // WORKERS * make_workload(config, schema, 1.0).batch_bytes)
 
 
 def measure(config: TrainConfig) -> None:

@@ -22,7 +22,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from benchmarks.speed.side_by_side import DATA
 from recsys_ray.compat.streaming_compat import StreamingDataset
-from recsys_ray.config import DLRMConfig
+from recsys_ray.models.dlrm import DLRMConfig
 from recsys_ray.schema import Categorical, Dense, Schema
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from recsys_ray.models.dlrm import DLRMConfig
 from recsys_ray.models.registry import build_task
 from recsys_ray.models.task import Batch, Task
 from recsys_ray.schema import Schema
-from recsys_ray.sharding.sharded_model import initialise_tables, shard
+from recsys_ray.sharding.sharded_model import initialise_tables, shard_model
 from recsys_ray.training.optimizers import build_optimizer
 from recsys_ray.training.steps import Step, make_step
 
@@ -48,7 +48,7 @@ class Trained:
 
 def build(schema: Schema, world: World, batch: int, precision: torch.dtype | None = None) -> Trained:
     task = build_task(MODEL, schema, ROW_WEIGHT, world.device, precision, 0, None)
-    model = shard(task.module, world, ShardingConfig(), OptimizerConfig(), batch)
+    model = shard_model(task.module, world, sharding=ShardingConfig(), optimizer=OptimizerConfig(), local_batch=batch)
     initialise_tables(model, 0.0, 0)
     return Trained(task, model, make_step(model, build_optimizer(model, OptimizerConfig()), world))
 

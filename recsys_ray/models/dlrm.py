@@ -3,38 +3,75 @@ cross network (DCNv2, Wang et al. 2020, arXiv:2008.13535)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.fx
 from torch import nn
 from torchrec.models.dlrm import DLRM, DLRM_DCN, OverArch
 
-from recsys_ray.columns import Columns
-from recsys_ray.config import DLRMConfig
+from recsys_ray.columns import ROW_WEIGHT, Columns
+from recsys_ray.config import ModelConfig
 from recsys_ray.models.embeddings import embedding_tables, jagged
-from recsys_ray.models.evaluation.binary_evaluation import evaluate_binary
+from recsys_ray.models.evaluation.binary_metrics import evaluate_binary
 from recsys_ray.models.interaction import DotInteraction, SparseFeatures
 from recsys_ray.models.losses import global_mean_loss
-from recsys_ray.models.task import Batch, Task
+from recsys_ray.models.step_cost import step_cost
+from recsys_ray.models.task import Batch, BuildContext, Outputs, RegisteredModel, Task
 from recsys_ray.schema import Schema
 
-# By name and here: what a decorator wraps is wrapped in the module of its own alone.
+# torch.fx finds functions to wrap by name in the module that calls them, so the decorator in losses.py would not reach this one.
 torch.fx.wrap("global_mean_loss")
 
 
-def build_dlrm(config: DLRMConfig, schema: Schema, row_weight: str, device: torch.device, autocast: torch.dtype | None) -> Task:
-    """`row_weight` names the column of `to_batch`'s input that weighs the rows. Raises ValueError where there is no label."""
-    if (label := schema.label) is None:
+@dataclass(frozen=True)
+class DLRMConfig(ModelConfig):
+    """The settings of a DLRM (Naumov et al. 2019), or with interaction dcn of its variant with a cross network (DCNv2)."""
+
+    interaction: Literal["dot", "dcn"] = "dot"
+    pooling: Literal["sum", "mean"] = "mean"
+    """How the embeddings of a multi-valued column become one."""
+    dense_layers: tuple[int, ...] = (64,)
+    """Hidden layers of the bottom MLP; a last one of embedding_dim is added."""
+    over_layers: tuple[int, ...] = (128, 64)
+    """Hidden layers of the top MLP; a last one of 1 is added."""
+    cross_layers: int = 3
+    cross_rank: int = 64
+
+
+def build_dlrm(config: DLRMConfig, context: BuildContext) -> Task:
+    """Builds a DLRM. Raises ValueError where the schema has no label."""
+    schema = context.schema
+    if schema.label is None:
         raise ValueError("the schema has no label column, which a DLRM predicts: add one, or train a Two Tower")
+    module = WeightedBinaryLoss(_dlrm(config, schema, context.device), context.device, context.autocast)
+    to_batch = partial(labelled_batch, schema)
+    features = len(schema.categorical)
+    dots = (features + 1) ** 2 * config.embedding_dim if config.interaction == "dot" else 0
+    return Task(
+        module=module,
+        to_batch=to_batch,
+        evaluate=partial(evaluate_binary, to_batch=to_batch, predict=predicted_probability),
+        predict=predicted_probability,
+        cost=step_cost(module, config.embedding_dim, vectors=features, extra_multiplications=dots),
+        objective="ne",
+        lower_is_better=True,
+        headline=("auc", "ne"),
+        loss_name="log loss",
+    )
 
-    def to_batch(columns: Columns) -> Batch:
-        weights = columns[row_weight]
-        dense = [columns[column.name] for column in schema.dense] or [torch.zeros_like(weights)]
-        return Batch(torch.stack(dense, dim=1), jagged(columns, schema.categorical), columns[label.name], weights)
 
-    module = WeightedBinaryLoss(_dlrm(config, schema, device), device, autocast)
-    return Task(module, to_batch, partial(evaluate_binary, to_batch), "ne", True, ("auc", "ne"))
+MODEL = RegisteredModel(DLRMConfig, build_dlrm)
+
+
+def labelled_batch(schema: Schema, columns: Columns) -> Batch:
+    """Makes a batch of all dense and categorical columns, the label, and the rows' weights."""
+    assert schema.label is not None
+    weights = columns[ROW_WEIGHT]
+    dense = [columns[column.name] for column in schema.dense] or [torch.zeros_like(weights)]
+    return Batch(torch.stack(dense, dim=1), jagged(columns, schema.categorical), columns[schema.label.name], weights)
 
 
 def _dlrm(config: DLRMConfig, schema: Schema, device: torch.device) -> DLRM:
@@ -54,16 +91,22 @@ def _dlrm(config: DLRMConfig, schema: Schema, device: torch.device) -> DLRM:
 
 
 class WeightedBinaryLoss(nn.Module):
-    """A model's logits with their loss, as TorchRec's DLRMTrain; TrainPipelineSparseDist traces `forward` with torch.fx."""
+    """A model of logits with its loss, like TorchRec's DLRMTrain; TrainPipelineSparseDist traces `forward` with torch.fx."""
 
     def __init__(self, model: nn.Module, device: torch.device, autocast: torch.dtype | None) -> None:
         super().__init__()
         self.model = model
         self._device_type, self._autocast = device.type, autocast
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, Outputs]:
+        """Returns the mean loss of the global batch, and the logits [B] with their labels."""
         with torch.autocast(self._device_type, dtype=self._autocast, enabled=self._autocast is not None):
             logits = self.model(batch.dense, batch.sparse)
         logits = logits.squeeze(-1).float()
         loss = global_mean_loss(logits, batch.labels, batch.weights)
-        return loss, (loss.detach(), logits.detach(), batch.labels)
+        return loss, {"loss": loss.detach(), "logits": logits.detach(), "labels": batch.labels}
+
+
+def predicted_probability(module: nn.Module, batch: Batch) -> torch.Tensor:
+    """Returns the probability of a positive label of every row, float32 [B]."""
+    return module(batch)[1]["logits"].sigmoid()

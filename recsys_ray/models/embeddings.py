@@ -1,4 +1,4 @@
-"""Schema -> embedding tables, columns -> the KeyedJaggedTensor they look up, and each feature's values -> one vector."""
+"""Embedding tables of a schema, the KeyedJaggedTensor that looks rows up in them, and pooling of a feature's values."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from recsys_ray.schema import Categorical, Schema
 
 
 def embedding_tables(schema: Schema, embedding_dim: int, pooling: str) -> EmbeddingBagCollection:
-    """On `meta`: the tables take no memory until they are sharded."""
+    """Makes the tables of a schema on `meta`, where they take no memory until they are sharded."""
 
     def kind(columns: list[Categorical]) -> PoolingType:
-        """The mean of one value is its sum, for which TorchRec does not divide by lengths."""
+        """Chooses sum where every row has one value: its mean is the same, and TorchRec then does not divide by lengths."""
         return PoolingType.MEAN if pooling == "mean" and any(column.multi for column in columns) else PoolingType.SUM
 
     configs = [
@@ -36,13 +36,15 @@ def embedding_tables(schema: Schema, embedding_dim: int, pooling: str) -> Embedd
 
 
 def module_name(table: str) -> str:
-    """A table is a child module, and "items", "type" or a name with a dot cannot name one."""
+    """Returns the name of a table as a child module, which "items", "type" or a name with a dot cannot be."""
     return table.replace(".", ":") + "_table"
 
 
 def jagged(columns: dict[str, torch.Tensor], features: tuple[Categorical, ...]) -> KeyedJaggedTensor:
-    """Table rows of F features x B rows, int32, feature-major; a feature without `.lengths` has length 1 everywhere. Sharded
-    tables make int64 of them only after workers have exchanged them."""
+    """Makes the input of a lookup: table rows of F features x B rows, int32, feature-major.
+
+    A feature without `.lengths` has length 1 everywhere. Sharded tables convert to int64 only after the exchange between workers.
+    """
     name = features[0].name
     rows = len(columns.get(name + LENGTHS, columns[name]))
     ones = torch.ones(rows, dtype=torch.int32)
@@ -54,10 +56,16 @@ def jagged(columns: dict[str, torch.Tensor], features: tuple[Categorical, ...]) 
 
 
 class PooledEmbeddings(nn.Module):
-    """[B, embedding_dim] of every feature: TorchRec's fused bags for sum and mean, attention over single embeddings otherwise."""
+    """A lookup that pools each feature to [B, embedding_dim]: by TorchRec's fused bags (sum, mean), or by attention."""
 
     def __init__(
-        self, schema: Schema, embedding_dim: int, pooling: Literal["mean", "sum", "attention"], values: int, device: torch.device
+        self,
+        schema: Schema,
+        embedding_dim: int,
+        device: torch.device,
+        *,
+        pooling: Literal["mean", "sum", "attention"],
+        max_values: int,
     ) -> None:
         super().__init__()
         self.attention = nn.ModuleDict()
@@ -68,10 +76,10 @@ class PooledEmbeddings(nn.Module):
         self.tables = _single_embeddings(schema, embedding_dim)
         for column in schema.categorical:
             if column.multi:
-                self.attention[module_name(column.name)] = AttentionPooling(embedding_dim, values, device)
+                self.attention[module_name(column.name)] = AttentionPooling(embedding_dim, max_values, device)
 
     def forward(self, features: KeyedJaggedTensor, wanted: list[str]) -> list[torch.Tensor]:
-        """In the order of `wanted`, feature names."""
+        """Returns one tensor [B, embedding_dim] for each feature named in `wanted`, in that order."""
         found = self.tables(features)
         if self._bags:
             return [found[name] for name in wanted]
@@ -97,10 +105,10 @@ def _single_embeddings(schema: Schema, embedding_dim: int) -> EmbeddingCollectio
 
 
 class AttentionPooling(nn.Module):
-    """The mean of a row's embeddings, each weighted by the softmax of (learned query . embedding + learned bias of its position).
+    """A mean of a row's embeddings, weighted by the softmax of (learned query . embedding + learned bias of its position).
 
-    A self-attentive pooling (Lin et al. 2017, arXiv:1703.03130, with one hop) that knows order: position 0 is the first value of
-    the list. Values beyond `positions` are left out; a row without values becomes zeros.
+    This is the self-attentive pooling of Lin et al. 2017 (arXiv:1703.03130) with one hop. Position 0 is the first value of the
+    list; values beyond `positions` are left out; a row without values becomes zeros.
     """
 
     def __init__(self, embedding_dim: int, positions: int, device: torch.device) -> None:
@@ -115,7 +123,7 @@ class AttentionPooling(nn.Module):
 
 @torch.fx.wrap
 def _attend(padded: torch.Tensor, lengths: torch.Tensor, query: torch.Tensor, position_bias: torch.Tensor) -> torch.Tensor:
-    """padded: [B, positions, D], zeros beyond a row's length."""
+    """Pools `padded` [B, positions, D], which is zero beyond a row's length."""
     there = torch.arange(padded.shape[1], device=padded.device) < lengths.unsqueeze(1)
     scores = (padded @ query + position_bias).masked_fill(~there, torch.finfo(padded.dtype).min)
     return torch.bmm(torch.softmax(scores, dim=1).unsqueeze(1), padded).squeeze(1)

@@ -1,32 +1,53 @@
-"""Config -> task. A new model is one file, one config class and one `case` here."""
+"""The table of models. A new model is one file with its config class, its build function and `MODEL`, and one line here.
+
+A model's module is imported only when its model is asked for.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 import torch
 
-from recsys_ray.config import DLRMConfig, TwoTowerConfig
-from recsys_ray.models.dlrm import build_dlrm
-from recsys_ray.models.encoded_catalogue import Catalogue
-from recsys_ray.models.task import Task
-from recsys_ray.models.two_tower import build_two_tower
-from recsys_ray.schema import Schema
+from recsys_ray.config import ModelConfig
+from recsys_ray.config.serialization import MODEL_NAME, build_config
+from recsys_ray.models.task import BuildContext, RegisteredModel, Task
+
+MODELS = {
+    "dlrm": "recsys_ray.models.dlrm",
+    "two_tower": "recsys_ray.models.two_tower",
+}
+ONLY_TWO_TOWER = "query_layers"
+"""A setting by which config.json of version 0.1, which names no model, is recognised as that of a Two Tower."""
 
 
-def build_task(
-    config: DLRMConfig | TwoTowerConfig,
-    schema: Schema,
-    row_weight: str,
-    device: torch.device,
-    autocast: torch.dtype | None,
-    seed: int,
-    catalogue: Catalogue | None = None,
-) -> Task:
-    """Dense parameters are drawn from `seed`, alike on every worker; embedding tables stay on `meta`. A Two Tower wants the
-    catalogue."""
-    torch.manual_seed(seed)
-    match config:
-        case DLRMConfig():
-            return build_dlrm(config, schema, row_weight, device, autocast)
-        case TwoTowerConfig():
-            assert catalogue is not None
-            return build_two_tower(config, schema, row_weight, device, autocast, catalogue, seed)
+def registered_model(name: str) -> RegisteredModel:
+    """Returns the model registered as `name`. Raises ValueError where there is none."""
+    if name not in MODELS:
+        raise ValueError(f"model {name!r} is not one of {', '.join(MODELS)} (recsys_ray/models/registry.py)")
+    return import_module(MODELS[name]).MODEL
+
+
+def model_name(config: ModelConfig) -> str:
+    """Returns the name under which the model of this configuration is registered. Raises ValueError where it is not."""
+    module = type(config).__module__
+    name = next((name for name, path in MODELS.items() if path == module), None)
+    if name is None:
+        raise ValueError(
+            f"{type(config).__name__} is of {module}, which is no model of recsys_ray/models/registry.py: add it there"
+        )
+    return name
+
+
+def model_config(values: dict[str, Any]) -> ModelConfig:
+    """Returns the model's configuration from its part of config.json. Raises ValueError for a model or setting unknown here."""
+    settings = {name: value for name, value in values.items() if name != MODEL_NAME}
+    name = values.get(MODEL_NAME) or ("two_tower" if ONLY_TWO_TOWER in settings else "dlrm")
+    return build_config(registered_model(name).config, settings)
+
+
+def build_task(config: ModelConfig, context: BuildContext) -> Task:
+    """Builds the model. Dense parameters are drawn from the seed, alike on every worker; embedding tables stay on `meta`."""
+    torch.manual_seed(context.seed)
+    return registered_model(model_name(config)).build(config, context)

@@ -4,7 +4,9 @@ DLRM's. With no hidden layers it is matrix factorisation, or with several column
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,38 +14,107 @@ from torch.nn import functional
 from torchrec.modules.mlp import MLP
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recsys_ray.config import TwoTowerConfig
+from recsys_ray.config import ModelConfig
 from recsys_ray.models.embeddings import PooledEmbeddings
-from recsys_ray.models.encoded_catalogue import Catalogue
+from recsys_ray.models.encoded_catalogue import EncodedCatalogue
 from recsys_ray.models.evaluation.retrieval_evaluation import RetrievalEvaluator
 from recsys_ray.models.losses import Candidates, global_mean_loss, sampled_softmax
-from recsys_ray.models.task import Batch, Task
-from recsys_ray.models.two_tower_batch import CANDIDATE, QUERY, TwoTowerBatch, training_batch
+from recsys_ray.models.step_cost import step_cost
+from recsys_ray.models.task import Batch, BuildContext, Outputs, RegisteredModel, StepCost, Task, needs_dataset
+from recsys_ray.models.two_tower_batch import CANDIDATE, QUERY, TrainingBatches, TwoTowerBatch
 from recsys_ray.schema import Schema, Side
 
 
-def build_two_tower(
-    config: TwoTowerConfig,
-    schema: Schema,
-    row_weight: str,
-    device: torch.device,
-    autocast: torch.dtype | None,
-    catalogue: Catalogue,
-    seed: int,
-) -> Task:
-    """Raises ValueError for a schema without keys, or a loss that settings or schema do not fit."""
-    check_retrieval_schema(schema)
-    check_loss(config, schema)
-    module = TwoTowerLoss(TwoTower(config, schema, device), config, device, autocast)
-    log_q = lru_cache(1)(partial(catalogue.log_q, uniform=config.uniform_negatives))
-    to_batch = partial(training_batch, config, schema, row_weight, catalogue, log_q, seed)
-    evaluate = RetrievalEvaluator(config, schema, row_weight, catalogue)
-    first = config.metrics_at[0]
-    headline = (f"recall_at_{first}", f"ndcg_at_{first}", "mrr")
-    return Task(module, to_batch, evaluate, f"ndcg_at_{first}", False, headline)
+@dataclass(frozen=True)
+class TwoTowerConfig(ModelConfig):
+    """The settings of a Two Tower, whose score is the dot product of a query vector and a candidate vector."""
+
+    embedding_dim: int = 64
+    """Numbers in each row of the embedding tables, and in both towers' vectors."""
+    pooling: Literal["mean", "sum", "attention"] = "mean"
+    """How the values of a multi-valued column become one vector; attention: weighted by a learned query and position."""
+    pooled_values: int = 20
+    """For attention: how many values of a row count, from the first."""
+    query_layers: tuple[int, ...] = (128,)
+    """Hidden layers; a last one of embedding_dim is added. Without any, the tower is the sum of its columns' embeddings; with one
+    column a side that is matrix factorisation."""
+    candidate_layers: tuple[int, ...] = (128,)
+    dropout: float = 0.0
+    """Dropout on the input of each tower, while training."""
+    normalize: bool = False
+    """Scale the vectors to length 1, so that a score is a cosine over the temperature."""
+    temperature: float = 1.0
+    loss: Literal["softmax", "bce"] = "softmax"
+    """softmax: over the positive rows' items in the batches of all workers. bce: binary cross-entropy of each row's own label."""
+    log_q: bool = True
+    """Correct the softmax for items being in the batch by popularity."""
+    uniform_negatives: int = 0
+    """Items of the catalogue that are drawn into each worker's batch as additional negatives."""
+    hard_negatives: int = 0
+    """Average the loss with one over this many highest-scoring negatives of each row; 0: do not."""
+    metrics_at: tuple[int, ...] = (10, 20, 100)
+    """The k of recall@k, NDCG@k and hit rate@k; the first is that of early stopping."""
+    group_by: str = ""
+    """A single-valued user column, for whose values test metrics are reported separately."""
+    ials: bool = False
+    """Compare with iALS too, trained on one worker with all training pairs; popularity is always compared with."""
+
+
+def build_two_tower(config: TwoTowerConfig, context: BuildContext) -> Task:
+    """Builds a Two Tower. Raises ValueError for a schema without keys, or a loss that the settings or the schema do not fit."""
+    check_retrieval_schema(context.schema)
+    check_loss(config, context.schema)
+    module = TwoTowerLoss(TwoTower(config, context.schema, context.device), config, context.device, context.autocast)
+    to_batch, evaluate = _with_catalogue(config, context)
+    k = config.metrics_at[0]
+    return Task(
+        module=module,
+        to_batch=to_batch,
+        evaluate=evaluate,
+        predict=dot_product,
+        cost=_cost(config, context.schema, module),
+        objective=f"ndcg_at_{k}",
+        lower_is_better=False,
+        headline=(f"recall_at_{k}", f"ndcg_at_{k}", "mrr"),
+        loss_name="softmax loss" if config.loss == "softmax" else "log loss",
+    )
+
+
+MODEL = RegisteredModel(TwoTowerConfig, build_two_tower)
+
+
+def _with_catalogue(config: TwoTowerConfig, context: BuildContext) -> tuple[Any, Any]:
+    """Returns what makes batches and what evaluates; both need the dataset's catalogue."""
+    key = context.schema.key("item")
+    if context.dataset is None or key is None:
+        return needs_dataset, needs_dataset
+    catalogue = EncodedCatalogue(*context.dataset.catalogue(), key)
+    to_batch = TrainingBatches(
+        context.schema, catalogue, context.seed, uniform_negatives=config.uniform_negatives, log_q=config.log_q
+    )
+    evaluate = RetrievalEvaluator(
+        context.schema,
+        catalogue,
+        metrics_at=config.metrics_at,
+        group_by=config.group_by,
+        group_names=context.dataset.value_names(config.group_by) if config.group_by else (),
+        ials=config.ials,
+    )
+    return to_batch, evaluate
+
+
+def _cost(config: TwoTowerConfig, schema: Schema, module: nn.Module) -> StepCost:
+    padded = config.pooled_values if config.pooling == "attention" else 1
+    vectors = sum(padded if column.multi else 1 for column in schema.categorical)
+    return dataclasses.replace(
+        step_cost(module, config.embedding_dim, vectors),
+        sampled_rows=config.uniform_negatives,
+        scores_all_candidates=config.loss == "softmax",
+    )
 
 
 def check_retrieval_schema(schema: Schema) -> None:
+    """Raises ValueError where the schema does not tell users and items apart."""
     for side in ("user", "item"):
         key = schema.key(side)
         if key is None:
@@ -53,6 +124,7 @@ def check_retrieval_schema(schema: Schema) -> None:
 
 
 def check_loss(config: TwoTowerConfig, schema: Schema) -> None:
+    """Raises ValueError where the loss does not fit the other settings or the schema."""
     if config.loss == "bce" and (config.uniform_negatives or config.hard_negatives):
         raise ValueError("--model.loss bce takes the negatives from the rows' labels: uniform and hard ones are the softmax's")
     if config.loss == "bce" and schema.label is None:
@@ -60,32 +132,43 @@ def check_loss(config: TwoTowerConfig, schema: Schema) -> None:
 
 
 class TwoTower(nn.Module):
-    """`embed_query` and `embed_candidate` map a batch to vectors [rows, embedding_dim], whose dot products are the scores."""
+    """A pair of towers over shared embedding tables; the dot products of their vectors [rows, embedding_dim] are the scores."""
 
     def __init__(self, config: TwoTowerConfig, schema: Schema, device: torch.device) -> None:
         super().__init__()
-        self.embeddings = PooledEmbeddings(schema, config.embedding_dim, config.pooling, config.pooled_values, device)
-        self.query_tower = Tower(config, schema, QUERY, config.query_layers, device)
-        self.candidate_tower = Tower(config, schema, CANDIDATE, config.candidate_layers, device)
+        self.embeddings = PooledEmbeddings(
+            schema, config.embedding_dim, device, pooling=config.pooling, max_values=config.pooled_values
+        )
+        self.query_tower = Tower(config, schema, device, sides=QUERY, layers=config.query_layers)
+        self.candidate_tower = Tower(config, schema, device, sides=CANDIDATE, layers=config.candidate_layers)
 
     def forward(self, dense: torch.Tensor, sparse: KeyedJaggedTensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Query and candidate vectors of the same rows."""
+        """Returns query and candidate vectors of the same rows."""
         pooled = self.embeddings(sparse, [*self.query_tower.features, *self.candidate_tower.features])
         split = len(self.query_tower.features)
         return self.query_tower(dense, pooled[:split]), self.candidate_tower(dense, pooled[split:])
 
     def embed_query(self, batch: Batch) -> torch.Tensor:
+        """Returns query vectors, float32 [rows, embedding_dim]; item columns are not read."""
         return self.query_tower(batch.dense, self.embeddings(batch.sparse, self.query_tower.features))
 
     def embed_candidate(self, batch: Batch) -> torch.Tensor:
+        """Returns candidate vectors, float32 [rows, embedding_dim]; user and context columns are not read."""
         return self.candidate_tower(batch.dense, self.embeddings(batch.sparse, self.candidate_tower.features))
 
 
 class Tower(nn.Module):
-    """The columns of `sides` -> one vector: an MLP of all of them side by side, or without layers the sum of their embeddings."""
+    """A tower that maps the columns of `sides` to one vector: an MLP of their concatenation, or without layers the sum of their
+    embeddings."""
 
     def __init__(
-        self, config: TwoTowerConfig, schema: Schema, sides: tuple[Side, ...], layers: tuple[int, ...], device: torch.device
+        self,
+        config: TwoTowerConfig,
+        schema: Schema,
+        device: torch.device,
+        *,
+        sides: tuple[Side, ...],
+        layers: tuple[int, ...],
     ) -> None:
         super().__init__()
         self.features = [column.name for column in schema.categorical if column.side in sides]
@@ -103,6 +186,7 @@ class Tower(nn.Module):
             self.dense_part = nn.Linear(len(places), dim, bias=False, device=device)
 
     def forward(self, dense: torch.Tensor, pooled: list[torch.Tensor]) -> torch.Tensor:
+        """Returns vectors, float32 [rows, embedding_dim], of all dense columns and the pooled embeddings of `features`."""
         own_dense = dense.index_select(1, self._dense)
         if self.mlp is not None:
             vectors = self.mlp(self.dropout(torch.cat([*pooled, own_dense], dim=1)))
@@ -115,7 +199,7 @@ class Tower(nn.Module):
 
 
 class TwoTowerLoss(nn.Module):
-    """A Two Tower with its loss, as TorchRec's DLRMTrain; TrainPipelineSparseDist traces `forward` with torch.fx."""
+    """A Two Tower with its loss, like TorchRec's DLRMTrain; TrainPipelineSparseDist traces `forward` with torch.fx."""
 
     def __init__(self, model: TwoTower, config: TwoTowerConfig, device: torch.device, autocast: torch.dtype | None) -> None:
         super().__init__()
@@ -123,11 +207,12 @@ class TwoTowerLoss(nn.Module):
         self.bias = nn.Parameter(torch.zeros((), device=device)) if config.loss == "bce" else None
         self._config, self._device_type, self._autocast = config, device.type, autocast
 
-    def forward(self, batch: TwoTowerBatch) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def forward(self, batch: TwoTowerBatch) -> tuple[torch.Tensor, Outputs]:
+        """Returns the mean loss of the global batch, and the scores [B] of the rows with their labels."""
         with torch.autocast(self._device_type, dtype=self._autocast, enabled=self._autocast is not None):
             queries, candidates = self.model(batch.dense, batch.sparse)
         logits, loss = _logits_and_loss(queries, candidates, batch, self.bias, self._config)
-        return loss, (loss.detach(), logits.detach(), batch.labels)
+        return loss, {"loss": loss.detach(), "logits": logits.detach(), "labels": batch.labels}
 
 
 @torch.fx.wrap
@@ -142,4 +227,9 @@ def _logits_and_loss(
     weights = batch.labels * batch.weights
     counted = torch.cat([weights > 0, torch.ones(len(candidates) - rows, dtype=torch.bool, device=weights.device)])
     own = Candidates(candidates, batch.items, batch.log_q, counted)
-    return logits, sampled_softmax(queries, own, weights, config.temperature, config.hard_negatives)
+    return logits, sampled_softmax(queries, own, weights, temperature=config.temperature, hard_negatives=config.hard_negatives)
+
+
+def dot_product(module: nn.Module, batch: Batch) -> torch.Tensor:
+    """Returns the score of every row's user and item, float32 [B]."""
+    return module(batch)[1]["logits"]

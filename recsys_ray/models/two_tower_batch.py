@@ -1,18 +1,17 @@
-"""Columns -> what a Two Tower looks up: rows of a training step with its uniform negatives, or one side alone."""
+"""The batches of a Two Tower: rows of a training step with their uniform negatives, or one side (queries, candidates) alone."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recsys_ray.columns import LENGTHS, Columns
-from recsys_ray.config import TwoTowerConfig
+from recsys_ray.columns import LENGTHS, ROW_WEIGHT, Columns
 from recsys_ray.models.embeddings import jagged
-from recsys_ray.models.encoded_catalogue import Catalogue
+from recsys_ray.models.encoded_catalogue import EncodedCatalogue
 from recsys_ray.models.task import Batch
 from recsys_ray.schema import Categorical, Dense, Schema, Side
 
@@ -22,41 +21,40 @@ CANDIDATE: tuple[Side, ...] = ("item",)
 
 @dataclass
 class TwoTowerBatch(Batch):
-    """B rows, then N uniform negatives: `dense` [B + N, D] and `sparse` are of both, `labels` and `weights` [B] of the rows."""
+    """B rows, then N uniform negatives. `dense` [B + N, D] and `sparse` hold both; `labels` and `weights` [B] hold the rows."""
 
     items: torch.Tensor
-    """int64 [B + N]: table row of the item key."""
+    """int64 [B + N]: the table row of each candidate's item key."""
     log_q: torch.Tensor
-    """float32 [B + N]."""
+    """float32 [B + N]: the correction that the loss subtracts from each candidate's scores."""
 
 
-def training_batch(
-    config: TwoTowerConfig,
-    schema: Schema,
-    row_weight: str,
-    catalogue: Catalogue,
-    log_q: Callable[[int], torch.Tensor],
-    seed: int,
-    columns: Columns,
-) -> TwoTowerBatch:
-    weights = columns[row_weight]
-    key = schema.key("item")
-    assert key is not None
-    drawn = catalogue.draw(config.uniform_negatives, zlib.crc32(columns[key.name].numpy().tobytes(), seed))
-    columns = with_items(schema, columns, drawn)
-    items = columns[key.name].long()
-    corrections = log_q(len(weights))[items] if config.log_q else torch.zeros(len(items))
-    labels = columns[schema.label.name] if schema.label else torch.ones_like(weights)
-    return TwoTowerBatch(*inputs(schema, columns, len(items)), labels, weights, items, corrections)
+class TrainingBatches:
+    """Makes the training batches of a Two Tower: the rows of a step, then the uniform negatives drawn for them."""
+
+    def __init__(self, schema: Schema, catalogue: EncodedCatalogue, seed: int, *, uniform_negatives: int, log_q: bool) -> None:
+        self._schema, self._catalogue, self._seed = schema, catalogue, seed
+        self._uniform_negatives, self._corrects = uniform_negatives, log_q
+        self._log_q = lru_cache(1)(partial(catalogue.log_q, uniform=uniform_negatives))
+
+    def __call__(self, columns: Columns) -> TwoTowerBatch:
+        """Returns the batch. Its negatives depend on the seed and the items of the rows alone."""
+        schema, weights, key = self._schema, columns[ROW_WEIGHT], self._catalogue.key.name
+        drawn = self._catalogue.draw(self._uniform_negatives, zlib.crc32(columns[key].numpy().tobytes(), self._seed))
+        columns = with_items(schema, columns, drawn)
+        items = columns[key].long()
+        corrections = self._log_q(len(weights))[items] if self._corrects else torch.zeros(len(items))
+        labels = columns[schema.label.name] if schema.label else torch.ones_like(weights)
+        return TwoTowerBatch(*inputs(schema, columns, len(items)), labels, weights, items, corrections)
 
 
 def query_batch(schema: Schema, columns: Columns) -> Batch:
-    """Of rows with user and context columns, for `embed_query`; items have no values."""
+    """Makes a batch for `embed_query` of rows with user and context columns; item columns are left empty."""
     return _one_sided(schema, columns, QUERY)
 
 
 def candidate_batch(schema: Schema, columns: Columns) -> Batch:
-    """Of rows with item columns, for `embed_candidate`; users and context have no values."""
+    """Makes a batch for `embed_candidate` of rows with item columns; user and context columns are left empty."""
     return _one_sided(schema, columns, CANDIDATE)
 
 
@@ -71,13 +69,13 @@ def _one_sided(schema: Schema, columns: Columns, sides: tuple[Side, ...]) -> Bat
 
 
 def inputs(schema: Schema, columns: Columns, rows: int) -> tuple[torch.Tensor, KeyedJaggedTensor]:
-    """`dense` and `sparse` of a batch; a dense column that is not there is 0."""
+    """Returns `dense` and `sparse` of a batch; a dense column that is missing is 0."""
     dense = [columns.get(column.name, torch.zeros(rows)) for column in schema.dense]
     return torch.stack(dense, dim=1) if dense else torch.zeros(rows, 0), jagged(columns, schema.categorical)
 
 
 def with_items(schema: Schema, columns: Columns, drawn: Columns) -> Columns:
-    """The rows of `columns`, then those of `drawn`, items alone: their users and context have no values."""
+    """Returns the rows of `columns`, then the items `drawn`, whose user and context columns are left empty."""
     key = schema.key("item")
     assert key is not None
     rows, more = len(columns[key.name]), len(drawn[key.name])

@@ -1,7 +1,8 @@
-"""Memory and time of a step, from the shards that TorchRec's planner has placed.
+"""The cost model: memory and time of a step, from the shards that TorchRec's planner has placed.
 
 Tables, their exchange, and how long both take are the planner's estimates (torchrec.distributed.planner, 1.8): times in ms, from
-bytes over bandwidths. What it does not count is added: the dense part, and the optimizer state of tables split by columns.
+bytes over bandwidths. What the planner does not count is added here: the dense part, and the optimizer state of tables that are
+split by columns.
 """
 
 from __future__ import annotations
@@ -12,56 +13,60 @@ from typing import cast
 
 from torchrec.distributed.planner.types import Perf, ShardingOption, Storage
 
-from recsys_ray.planning.cluster import Cluster, bytes_a_ms
-from recsys_ray.planning.workload import FLOAT, Workload, state_numbers
+from recsys_ray.planning.cluster import Cluster
+from recsys_ray.planning.workload import FLOAT_BYTES, Workload, optimizer_state_size
+from recsys_ray.sharding.devices import bytes_per_ms
 
 DENSE_COPIES = 4
 """Weights, gradients, and Adam's two averages."""
 SCORE_BYTES = 13
-"""Of a Two Tower's softmax, a score: itself, its logarithm, its gradient, and whether it counts."""
+"""Bytes of one score of an in-batch softmax: itself, its logarithm, its gradient, and whether it counts."""
 BATCHES = 3
-"""That TrainPipelineSparseDist has on the GPU at once."""
+"""Batches that TrainPipelineSparseDist has on the GPU at once."""
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes on one worker."""
+class WorkerMemory:
+    """The bytes that a step takes on one worker."""
 
     tables: int = 0
     optimizer: int = 0
     """State of the tables' optimizer."""
     exchange: int = 0
-    """Ids and embeddings on their way between workers, as the planner counts them."""
+    """Ids and embeddings that are exchanged between workers, as the planner counts them."""
     dense: int = 0
     activations: int = 0
     batches: int = 0
 
     @property
     def total(self) -> int:
+        """All bytes together."""
         return sum(dataclasses.astuple(self))
 
-    def __add__(self, other: Memory) -> Memory:
-        return Memory(*(mine + its for mine, its in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+    def __add__(self, other: WorkerMemory) -> WorkerMemory:
+        return WorkerMemory(
+            *(mine + its for mine, its in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True))
+        )
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Milliseconds of a step, each part as long as the slowest worker's: all wait for one another at every exchange."""
+    """Milliseconds of the parts of a step. Each is the slowest worker's, since all wait for one another at every exchange."""
 
     input_exchange: float
-    """Of ids; on GPUs it hides behind the step before."""
+    """Exchange of ids; on GPUs it overlaps with the previous step."""
     lookup: float
     forward_exchange: float
     dense: float
     backward_exchange: float
     update: float
     dense_exchange: float
-    """All-reduce of the dense gradients; a Two Tower's candidates too."""
+    """All-reduce of the dense gradients, and all-gather of an in-batch softmax's candidates."""
     hides_input: bool
 
     @property
     def parts(self) -> dict[str, float]:
-        """Those that add up to the step."""
+        """The parts that add up to the step, by name."""
         times = dataclasses.asdict(self)
         if times.pop("hides_input"):
             times.pop("input_exchange")
@@ -69,6 +74,7 @@ class StepTime:
 
     @property
     def total(self) -> float:
+        """Milliseconds of the whole step."""
         return max(sum(self.parts.values()), self.input_exchange)
 
     @property
@@ -77,28 +83,30 @@ class StepTime:
         return "input_exchange" if self.total > sum(self.parts.values()) else max(self.parts, key=self.parts.__getitem__)
 
 
-def memory_of(options: list[ShardingOption], workload: Workload, workers: int) -> list[Memory]:
-    """Of every worker."""
+def estimate_memory(options: list[ShardingOption], workload: Workload, workers: int) -> list[WorkerMemory]:
+    """Estimates the memory of every worker, by rank."""
     rows = workload.rows(workers)
-    dense = DENSE_COPIES * FLOAT * sum(parameter.numel() for parameter in workload.dense)
-    activations = FLOAT * rows * workload.dense_numbers + SCORE_BYTES * workload.scores(workers)
-    memory = [Memory(0, 0, 0, dense, activations, int(BATCHES * rows * workload.batch_bytes))] * workers
+    cost = workload.task.cost
+    dense = DENSE_COPIES * FLOAT_BYTES * cost.dense_parameters
+    activations = FLOAT_BYTES * rows * cost.activations_per_row + SCORE_BYTES * workload.scores(workers)
+    memory = [WorkerMemory(0, 0, 0, dense, activations, int(BATCHES * rows * workload.batch_bytes))] * workers
     for option in options:
         for shard in option.shards:
             memory[cast(int, shard.rank)] += _shard_memory(shard.size, cast(Storage, shard.storage), option, workload)
     return memory
 
 
-def _shard_memory(size: list[int], storage: Storage, option: ShardingOption, workload: Workload) -> Memory:
+def _shard_memory(size: list[int], storage: Storage, option: ShardingOption, workload: Workload) -> WorkerMemory:
     rows, dim = size
     kind, whole_dim = workload.config.optimizer.sparse, option.tensor.shape[1]
-    table, state = FLOAT * rows * dim, FLOAT * state_numbers(kind, rows, dim)
-    # Of a table split by columns, each part has a number a row; the planner counts one number for all of them.
+    table, state = FLOAT_BYTES * rows * dim, FLOAT_BYTES * optimizer_state_size(kind, rows, dim)
+    # Each part of a table split by columns has a number for each row; the planner counts one number for all parts.
     counted = state * dim // whole_dim if kind == "rowwise_adagrad" else state
-    return Memory(table, state, storage.hbm + storage.ddr - table - counted)
+    return WorkerMemory(table, state, storage.hbm + storage.ddr - table - counted)
 
 
-def step_time(options: list[ShardingOption], workload: Workload, cluster: Cluster) -> StepTime:
+def estimate_step_time(options: list[ShardingOption], workload: Workload, cluster: Cluster) -> StepTime:
+    """Estimates the time of a step and of its parts."""
     by_worker = [Perf(0, 0, 0, 0)] * cluster.workers
     for option in options:
         for shard in option.shards:
@@ -121,9 +129,13 @@ def step_time(options: list[ShardingOption], workload: Workload, cluster: Cluste
 
 
 def _dense_exchange(workload: Workload, cluster: Cluster) -> float:
-    """A ring: every number passes each worker twice, as sum and as result; between nodes over all their GPUs' links at once."""
-    numbers = sum(parameter.numel() for parameter in workload.dense)
+    """Returns the ms of a ring all-reduce, in which every number passes each worker twice; nodes use all GPUs' links at once."""
     speed = cluster.device.network_gb_s * cluster.gpus_per_node if cluster.nodes > 1 else cluster.device.link_gb_s
-    gathered = workload.candidates * workload.config.model.embedding_dim
+    gathered = workload.gathered_candidates * workload.config.model.embedding_dim
     others = (cluster.workers - 1) / cluster.workers
-    return 2 * others * FLOAT * (numbers / bytes_a_ms(speed) + gathered / bytes_a_ms(cluster.link_of_all))
+    return (
+        2
+        * others
+        * FLOAT_BYTES
+        * (workload.task.cost.dense_parameters / bytes_per_ms(speed) + gathered / bytes_per_ms(cluster.slowest_link_gb_s))
+    )

@@ -1,14 +1,16 @@
-"""A cluster plan for people."""
+"""A cluster plan as text: sharding, memory, time of a step, speed and cost."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from recsys_ray.planning.cluster import GIB, Cluster
-from recsys_ray.planning.cost_model import Memory
+from recsys_ray.planning.cluster import Cluster
+from recsys_ray.planning.cost_model import WorkerMemory
 from recsys_ray.planning.plan import ClusterPlan, usable_bytes
 from recsys_ray.planning.workload import Workload
-from recsys_ray.sharding.planner import RESERVED, plan_table
+from recsys_ray.sharding.devices import GIB
+from recsys_ray.sharding.placement import placement_text
+from recsys_ray.sharding.planner import RESERVED
 
 MIB = 1 << 20
 MEMORY = {
@@ -33,10 +35,11 @@ An estimate, from bytes and operations over peak speeds: reading data, launching
 Rows per second are an upper bound; measure a short run before a long one."""
 
 
-def plan_text(plan: ClusterPlan, smallest: ClusterPlan | None) -> str:
+def cluster_plan_text(plan: ClusterPlan, smallest: ClusterPlan | None) -> str:
+    """Returns the whole text; `smallest` is the smallest cluster that fits, if any."""
     parts = [
         f"{plan.cluster}; {plan.workload.rows(plan.cluster.workers):,} rows of a step on each",
-        plan_table(plan.shards),
+        placement_text(plan.shards),
         memory_table(plan),
         time_table(plan),
         speed(plan),
@@ -49,10 +52,10 @@ def plan_text(plan: ClusterPlan, smallest: ClusterPlan | None) -> str:
 
 
 def memory_table(plan: ClusterPlan) -> str:
-    """The fullest worker's, and the mean of all."""
+    """Returns the memory of the fullest worker, and the mean over all workers."""
     fullest = max(plan.memory, key=lambda memory: memory.total)
     lines = [f"{'memory, MiB a worker':<34}{'fullest':>12}{'mean':>12}"]
-    for field in dataclasses.fields(Memory):
+    for field in dataclasses.fields(WorkerMemory):
         mean = sum(getattr(memory, field.name) for memory in plan.memory) / len(plan.memory)
         lines.append(f"{MEMORY[field.name]:<34}{getattr(fullest, field.name) / MIB:>12,.1f}{mean / MIB:>12,.1f}")
     mean = sum(memory.total for memory in plan.memory) / len(plan.memory)
@@ -62,6 +65,7 @@ def memory_table(plan: ClusterPlan) -> str:
 
 
 def time_table(plan: ClusterPlan) -> str:
+    """Returns the time of each part of a step."""
     step = plan.step
     lines = [f"{'time of a step, ms':<46}{'slowest':>12}"]
     for name, value in step.parts.items():
@@ -73,19 +77,20 @@ def time_table(plan: ClusterPlan) -> str:
 
 
 def part_name(name: str, cluster: Cluster) -> str:
-    """An exchange goes as slowly as the slowest links on its way."""
+    """Returns the label of a part; an exchange is bound by the slowest links that it crosses."""
     where = " between nodes" if cluster.nodes > 1 else " within the node"
     return TIME[name] + (where if name.endswith("exchange") else "")
 
 
 def speed(plan: ClusterPlan) -> str:
+    """Returns rows per second, and the time and cost of a billion rows."""
     rows = plan.rows_per_second
     cost = f", {plan.cost_of_a_billion_rows:,.2f} at {plan.cluster.price:g} an hour of a GPU" if plan.cluster.price else ""
     return f"{rows:,.0f} rows/s; a billion rows: {1e9 / rows / 60:,.1f} minutes{cost}"
 
 
 def too_small(workload: Workload, cluster: Cluster, smallest: ClusterPlan | None) -> str:
-    """What does not fit, and the remedy."""
+    """Returns an error text: what does not fit, and the remedy."""
     memory = usable_bytes(workload, cluster) / GIB
     way_out = (
         f"{smallest.cluster} would do" if smallest else f"nor in up to {cluster.most_nodes} nodes of {cluster.gpus_per_node}"

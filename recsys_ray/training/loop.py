@@ -1,10 +1,10 @@
-"""Epochs: train, checkpoint, validate, until there are enough of them, none gets better, or the run is asked to stop."""
+"""The training loop: epochs of steps, checkpoints and validation, until enough are done, none improves, or the run is stopped."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,22 +16,21 @@ from recsys_ray.data.loading.stream import BlockStream
 from recsys_ray.distributed import World
 from recsys_ray.launch.stopping import StopRequest
 from recsys_ray.models.task import Evaluation, Task
-from recsys_ray.reporting.tracking.mlflow_tracker import Tracker
-from recsys_ray.training.checkpointing import Checkpoints
+from recsys_ray.reporting.tracking.tracker import Tracker
+from recsys_ray.training.checkpointing.checkpoints import Checkpoints
+from recsys_ray.training.checkpointing.progress import Progress
 from recsys_ray.training.not_finite import record_not_finite
 from recsys_ray.training.optimizers import rate_factor
-from recsys_ray.training.progress import Progress
-from recsys_ray.training.startup import Startup
 from recsys_ray.training.steps import Step, make_step, train_steps
-from recsys_ray.training.stopping_policy import Schedule, Wish
-from recsys_ray.training.timing import LossNotFinite, Meter, Waiting
+from recsys_ray.training.stopping_policy import CheckpointAction, StoppingPolicy
+from recsys_ray.training.timing import EpochMeter, LossNotFinite, StartupTimes, TimedBatches
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Run:
-    """What a worker has in hand while it trains."""
+    """Everything that a worker holds while it trains."""
 
     config: TrainConfig
     world: World
@@ -39,36 +38,37 @@ class Run:
     model: Any
     optimizer: Any
     streams: dict[str, BlockStream]
+    """Split name -> its rows; a split without rows is missing."""
     progress: Progress
     tracker: Tracker
     checkpoints: Checkpoints
-    startup: Startup
+    startup: StartupTimes
 
 
 class StopTraining(Exception):
-    """The checkpoint that was asked for is made; on every worker after the same step."""
+    """Raised on every worker after the same step, once the checkpoint before a requested stop is written."""
 
 
-def fit(run: Run) -> bool:
-    """Trains to the end, or until it is asked to stop: then the last step is saved, and False comes back.
+def train_epochs(run: Run) -> bool:
+    """Trains to the end and returns True, or until a stop is requested: then the last step is saved, and it returns False.
 
-    A checkpoint is begun at the end of each epoch, before it is validated, and amended by what that came to: evaluation can take
-    long, and fail.
+    A checkpoint is written at the end of each epoch before it is validated, since validation can take long and fail; the result
+    of the validation is added to the checkpoint afterwards.
     """
     config, progress = run.config, run.progress
     stop = StopRequest(config.run_dir, config.checkpoint.grace_seconds)
-    schedule = Schedule(config.checkpoint, stop)
+    policy = StoppingPolicy(config.checkpoint, stop)
     step = make_step(run.model, run.optimizer, run.world)
     run.streams["train"].start_at(progress.epoch, progress.blocks_in_epoch)
     while not _finished(config.train, progress):
         try:
             with stop.deferring():
-                train_rest_of_epoch(run, step, schedule)
+                train_rest_of_epoch(run, step, policy)
         except StopTraining:
             stop.obey()
             return False
         run.checkpoints.save(progress)
-        schedule.saved()
+        policy.saved()
         validate(run)
         if progress.blocks_in_epoch >= run.streams["train"].blocks:
             progress.epoch, progress.blocks_in_epoch = progress.epoch + 1, 0
@@ -82,93 +82,101 @@ def _finished(loop: LoopConfig, progress: Progress) -> bool:
     return progress.epoch >= loop.epochs or stopped_early or enough_steps
 
 
-def train_rest_of_epoch(run: Run, step: Step, schedule: Schedule) -> None:
-    """Leaves `run.progress` at the end of it, or of max_steps. Raises StopTraining, RunNotFinite."""
+def train_rest_of_epoch(run: Run, step: Step, policy: StoppingPolicy) -> None:
+    """Trains to the end of the epoch or to max_steps, and keeps `run.progress` up to date. Raises StopTraining, RunNotFinite."""
     loop, progress, stream = run.config.train, run.progress, run.streams["train"]
-    blocks, blocks_a_step = progress.blocks_in_epoch, loop.global_batch // stream.block_rows
-    if blocks >= stream.blocks:  # the run ended before this epoch was validated
+    blocks, blocks_per_step = progress.blocks_in_epoch, loop.global_batch // stream.block_rows
+    if blocks >= stream.blocks:  # the run ended after this epoch was trained and before it was validated
         stream.start_at(progress.epoch + 1, 0)
         return
-    batches = Waiting(run.task.to_batch(columns) for columns in stream)
-    meter = Meter(batches, loop.global_batch, run.world.device)
+    batches = TimedBatches(run.task.to_batch(columns) for columns in stream)
+    meter = EpochMeter(batches, loop.global_batch, run.world.device)
+    losses = train_steps(
+        step, batches, run.optimizer, loop=loop, rates=run.config.optimizer, done=progress.step, rank=run.world.rank
+    )
     try:
-        for loss in train_steps(step, batches, run.optimizer, progress.step, loop, run.config.optimizer, run.world.rank):
+        for loss in losses:
             meter.losses.append(loss)
-            progress.step, blocks = progress.step + 1, blocks + blocks_a_step
+            progress.step, blocks = progress.step + 1, blocks + blocks_per_step
             progress.blocks_in_epoch = min(blocks, stream.blocks)
             run.startup.first_step()
-            wish = schedule.due(progress.step)
-            if wish or progress.step % loop.log_every == 0:
-                report(run, meter)
-            if wish:
-                with meter.paused():
-                    obey(run, schedule, wish)
+            after_step(run, meter, policy)
         if meter.losses:
-            report(run, meter)
+            record_point(run, meter)
     except LossNotFinite as error:
         since = error.steps_ago
-        raise not_finite(run, progress.step - since, blocks - (since + 1) * blocks_a_step) from error
-    schedule.finish()
+        raise not_finite(run, progress.step - since, blocks - (since + 1) * blocks_per_step) from error
+    policy.finish()
     progress.add_seconds(meter.seconds)
 
 
-def obey(run: Run, schedule: Schedule, wish: Wish) -> None:
-    """Of SAVE and STOP; a checkpoint at the end of an epoch is due anyway. Raises StopTraining."""
-    if wish is Wish.STOP or run.progress.blocks_in_epoch < run.streams["train"].blocks:
+def after_step(run: Run, meter: EpochMeter, policy: StoppingPolicy) -> None:
+    """Records a point where one is due, then saves or stops where all ranks do."""
+    action = policy.action_after(run.progress.step)
+    if action is not CheckpointAction.CONTINUE or run.progress.step % run.config.train.log_every == 0:
+        record_point(run, meter)
+    if action is not CheckpointAction.CONTINUE:
+        with meter.paused():
+            save_or_stop(run, policy, action)
+
+
+def save_or_stop(run: Run, policy: StoppingPolicy, action: CheckpointAction) -> None:
+    """Saves a checkpoint unless the epoch has just ended, which saves one too; on STOP waits for it and raises StopTraining."""
+    if action is CheckpointAction.STOP or run.progress.blocks_in_epoch < run.streams["train"].blocks:
         run.checkpoints.save(run.progress)
-        schedule.saved()
-    if wish is Wish.STOP:
+        policy.saved()
+    if action is CheckpointAction.STOP:
         run.checkpoints.wait()
         raise StopTraining
 
 
-def report(run: Run, meter: Meter) -> None:
+def record_point(run: Run, meter: EpochMeter) -> None:
+    """Adds loss and throughput since the last point to the progress and the tracker, and logs them. Raises LossNotFinite."""
     progress, rates = run.progress, run.config.optimizer
     point = meter.point(progress.step)
     point["learning_rate"] = rates.dense_learning_rate * rate_factor(progress.step - 1, rates)
     progress.training.append(point)
-    run.tracker.metrics(progress.step, {f"train/{name}": value for name, value in point.items() if name != "step"})
+    run.tracker.log_metrics(progress.step, {f"train/{name}": value for name, value in point.items() if name != "step"})
     if run.world.rank == 0:
-        log.info("%s", _line(progress.epoch, run.config.train.epochs, run.streams["train"].steps, point))
+        epoch = f"epoch {progress.epoch + 1}/{run.config.train.epochs}"
+        step = f"step {point['step']:>6} ({run.streams['train'].steps} an epoch)"
+        speed = f"{point['rows_per_second']:>9,.0f} rows/s  waiting for data {point['data_wait_share']:.1%}"
+        log.info("%s  %s  loss %.4f  %s", epoch, step, point["loss"], speed)
 
 
 def not_finite(run: Run, step: int, first_block: int) -> Exception:
-    """On every worker, once what was being written is."""
+    """Returns the error to raise for a loss that is not finite, once pending checkpoints are written. Every worker calls it."""
     newest = run.checkpoints.newest()
     dist.barrier()
-    return record_not_finite(run.config, run.streams["train"], step, run.progress.epoch, first_block, newest)
+    train_stream = run.streams["train"]
+    return record_not_finite(
+        run.config, train_stream, step=step, epoch=run.progress.epoch, first_block=first_block, newest=newest
+    )
 
 
 def evaluate(run: Run, split: str) -> Evaluation | None:
-    """On rank 0, where the split has rows."""
+    """Evaluates a split. Every worker calls it; rank 0 gets the result, or None where the split has no rows."""
 
-    def read(split: str) -> Iterator[Columns] | None:
+    def read(split: str) -> Iterable[Columns] | None:
         return run.streams[split].once() if split in run.streams else None
 
     return run.task.evaluate(run.model, split, read, run.world.device)
 
 
 def validate(run: Run) -> None:
-    """Measures what training has come to on the validation split."""
+    """Evaluates the validation split, and records the result as that of the current step."""
     progress, began = run.progress, time.perf_counter()
     progress.validated_step = progress.step
     found = evaluate(run, "validation")
-    metrics = [found.metrics if found is not None else {}]
-    dist.broadcast_object_list(metrics, device=run.world.device)
+    received = [found.metrics if found is not None else {}]
+    dist.broadcast_object_list(received, device=run.world.device)
     progress.add_seconds({"evaluation": time.perf_counter() - began})
-    if not metrics[0]:
+    if not (metrics := received[0]):
         return
-    progress.scores.append((progress.step, metrics[0][run.task.objective] * (1 if run.task.lower_is_better else -1)))
-    progress.validation.append({"epoch": progress.epoch + 1, "step": progress.step, **metrics[0]})
-    run.tracker.metrics(progress.step, {f"validation/{name}": value for name, value in metrics[0].items()})
+    progress.scores.append((progress.step, metrics[run.task.objective] * (1 if run.task.lower_is_better else -1)))
+    progress.validation.append({"epoch": progress.epoch + 1, "step": progress.step, **metrics})
+    run.tracker.log_metrics(progress.step, {f"validation/{name}": value for name, value in metrics.items()})
     if run.world.rank == 0:
-        numbers = "  ".join(f"{name} {value:.4f}" for name, value in metrics[0].items())
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         best = "  (best)" if progress.best_steps[0] == progress.step else ""
         log.info("epoch %d: validation %s%s", progress.epoch + 1, numbers, best)
-
-
-def _line(epoch: int, epochs: int, steps: int, point: dict[str, float]) -> str:
-    return (
-        f"epoch {epoch + 1}/{epochs}  step {point['step']:>6} ({steps} an epoch)  loss {point['loss']:.4f}  "
-        f"{point['rows_per_second']:>9,.0f} rows/s  waiting for data {point['data_wait_share']:.1%}"
-    )

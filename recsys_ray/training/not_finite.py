@@ -1,4 +1,4 @@
-"""A loss that is not finite ends the run. What is left of it in the run directory is enough to look into it."""
+"""A loss that is not finite ends the run, and leaves in the run directory what is needed to reproduce it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ import torch.distributed as dist
 from recsys_ray.config import TrainConfig
 from recsys_ray.data.loading.stream import BlockStream
 
-FILE = "not_finite.json"
+NOT_FINITE_FILE = "not_finite.json"
 
 
 class RunNotFinite(RuntimeError):
-    """Which step and batch, what is kept, and the command that replays it."""
+    """A loss that is not finite; the text names the step, the batch, the checkpoint that is kept and the command to replay it."""
 
 
 def record_not_finite(
-    config: TrainConfig, stream: BlockStream, step: int, epoch: int, first_block: int, newest: int
+    config: TrainConfig, stream: BlockStream, *, step: int, epoch: int, first_block: int, newest: int
 ) -> RunNotFinite:
-    """Writes not_finite.json. The step's batch begins at `first_block` of the epoch; `newest` is the checkpoint to go back to."""
+    """Writes not_finite.json and returns the error to raise.
+
+    The batch of `step` begins at row block `first_block` of the epoch; `newest` is the step of the checkpoint to resume from.
+    """
     blocks = [f"train/{shard}:{number}" for shard, number in stream.places(epoch, first_block)]
     replay = f"python jobs/replay.py --run-dir {shlex.quote(config.run_dir)}"
     found = {
@@ -35,7 +38,7 @@ def record_not_finite(
         "replay": replay,
     }
     if dist.get_rank() == 0:
-        Path(config.run_dir, FILE).write_text(json.dumps(found, indent=2) + "\n")
+        Path(config.run_dir, NOT_FINITE_FILE).write_text(json.dumps(found, indent=2) + "\n")
     shown = ", ".join(blocks[:2]) + (f" and {len(blocks) - 2} more" if len(blocks) > 2 else "")
     return RunNotFinite(
         f"the loss of step {step} is not finite (epoch {epoch + 1}, batch of row blocks {shown}). The checkpoint of step {newest}"
@@ -44,7 +47,7 @@ def record_not_finite(
 
 
 def read_not_finite(run_dir: Path) -> dict[str, Any]:
-    """Raises FileNotFoundError where the run has had no such loss."""
-    if not (run_dir / FILE).exists():
-        raise FileNotFoundError(f"{run_dir} has no {FILE}: no loss of that run was anything but finite")
-    return json.loads((run_dir / FILE).read_text())
+    """Returns what not_finite.json holds. Raises FileNotFoundError where the run has had no such loss."""
+    if not (run_dir / NOT_FINITE_FILE).exists():
+        raise FileNotFoundError(f"{run_dir} has no {NOT_FINITE_FILE}: no loss of that run was anything but finite")
+    return json.loads((run_dir / NOT_FINITE_FILE).read_text())

@@ -1,4 +1,4 @@
-"""The optimizer of a sharded model: embeddings (fused in the backward pass) and dense Adam under one roof, with one schedule."""
+"""The optimizers of a sharded model, fused into the backward pass for embeddings and Adam for the dense part, on one schedule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from recsys_ray.config import OptimizerConfig
 
 
 def build_optimizer(model: Any, config: OptimizerConfig) -> CombinedOptimizer:
-    """`model` is a DistributedModelParallel. Adam's state is made at once: state that is not there would not be restored."""
+    """Builds the optimizer of a DistributedModelParallel with Adam's state, since state that is missing would not be restored."""
     parameters = dict(in_backward_optimizer_filter(model.named_parameters()))
     if not parameters:  # matrix factorisation: tables and nothing else
         return CombinedOptimizer([("sparse", model.fused_optimizer)])
@@ -30,7 +30,7 @@ def build_optimizer(model: Any, config: OptimizerConfig) -> CombinedOptimizer:
 
 
 def _init_adam_state(optimizer: KeyedOptimizer) -> None:
-    """As Adam's first step would, but without taking one, which with weight decay would move the parameters."""
+    """Makes the state as Adam's first step would, without taking a step, which with weight decay would move the parameters."""
     for parameter in optimizer.params.values():
         assert isinstance(parameter, torch.Tensor)
         optimizer.state[parameter].update(
@@ -41,9 +41,9 @@ def _init_adam_state(optimizer: KeyedOptimizer) -> None:
 
 
 def rate_factor(step: int, config: OptimizerConfig) -> float:
-    """What both learning rates are multiplied by at `step` (from 0): linear warm-up, then linear decay to final_rate.
+    """Returns the factor of both learning rates at `step` (from 0): linear warm-up, then linear decay to final_rate.
 
-    A function of the step alone, so a resumed run needs no schedule state.
+    It depends on the step alone, so a resumed run needs no schedule state.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -54,7 +54,7 @@ def rate_factor(step: int, config: OptimizerConfig) -> float:
 
 
 def set_learning_rates(optimizer: CombinedOptimizer, step: int, config: OptimizerConfig) -> None:
-    """For the coming step. The fused kernels read theirs at the next zero_grad(), before the backward pass that applies it."""
+    """Sets the learning rates of the next step. The fused kernels read theirs at zero_grad(), before the backward pass."""
     factor = rate_factor(step, config)
     base = {"sparse": config.sparse_learning_rate, "dense": config.dense_learning_rate}
     for name, part in optimizer.optimizers:

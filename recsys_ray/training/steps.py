@@ -1,4 +1,4 @@
-"""Steps: on a GPU TorchRec's TrainPipelineSparseDist (copy, input distribution and compute overlap), on CPU the plain path."""
+"""Training steps: on a GPU by TorchRec's TrainPipelineSparseDist (copy, input distribution and compute overlap), on CPU plain."""
 
 from __future__ import annotations
 
@@ -13,32 +13,34 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from recsys_ray.config import LoopConfig, OptimizerConfig
 from recsys_ray.distributed import World
-from recsys_ray.models.task import Batch
+from recsys_ray.models.task import Batch, Outputs
 from recsys_ray.training.optimizers import set_learning_rates
 
-Step = Callable[[Iterator[Batch]], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-"""Trains on the next batch and returns its (loss, logits, labels). Raises StopIteration when there is none."""
+Step = Callable[[Iterator[Batch]], Outputs]
+"""Trains on the next batch and returns the model's outputs. Raises StopIteration where there is no batch."""
 
 
 def make_step(model: Any, optimizer: CombinedOptimizer, world: World) -> Step:
+    """Returns the step for this worker's device."""
     if world.device.type == "cuda":
         return pipelined_step(model, optimizer, world)
 
-    def plain(batches: Iterator[Batch]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def plain(batches: Iterator[Batch]) -> Outputs:
         batch = next(batches)
         optimizer.zero_grad()
-        loss, output = model(batch)
+        loss, outputs = model(batch)
         loss.backward()
         optimizer.step()
-        return output
+        return outputs
 
     return plain
 
 
 def pipelined_step(model: Any, optimizer: CombinedOptimizer, world: World) -> Step:
+    """Returns a step of TorchRec's pipeline, which works on several batches at once."""
     pipeline = TrainPipelineSparseDist(model, optimizer, world.device, execute_all_batches=True)
 
-    def step(batches: Iterator[Batch]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def step(batches: Iterator[Batch]) -> Outputs:
         try:
             return pipeline.progress(batches)
         except StopIteration:
@@ -54,19 +56,23 @@ def train_steps(
     step: Step,
     batches: Iterator[Batch],
     optimizer: CombinedOptimizer,
-    done: int,
+    *,
     loop: LoopConfig,
     rates: OptimizerConfig,
+    done: int,
     rank: int,
 ) -> Iterator[torch.Tensor]:
-    """Trains on each batch, until max_steps at most, and yields its loss, still on the device. `done`: steps before these."""
+    """Trains on each batch and yields its loss, still on the device.
+
+    `done` steps precede these; training ends with the batches, or at train.max_steps.
+    """
     number, batches = done, islice(batches, loop.max_steps - done if loop.max_steps else None)
     while True:
         set_learning_rates(optimizer, number, rates)
-        # Dropout by the step alone: a run that goes on draws what it would have drawn.
+        # Dropout depends on the step alone, so that a resumed run draws what it would have drawn.
         torch.manual_seed(zlib.crc32(f"{loop.seed} {number} {rank}".encode()))
         try:
-            loss = step(batches)[0]
+            loss = step(batches)["loss"]
         except StopIteration:
             return
         number += 1

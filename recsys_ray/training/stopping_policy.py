@@ -1,4 +1,8 @@
-"""When to write a checkpoint within an epoch, and when to stop: what one worker wishes, all do at the same step."""
+"""When a run saves a checkpoint within an epoch, and when it stops: all ranks take the same action after the same step.
+
+SIGTERM and the clock reach one rank alone. Each rank therefore requests an action after every step, and the ranks MAX-reduce the
+requests (continue < save < stop) in the background, while the next step runs.
+"""
 
 from __future__ import annotations
 
@@ -12,50 +16,55 @@ from recsys_ray.config import CheckpointConfig
 from recsys_ray.launch.stopping import StopRequest
 
 
-class Wish(IntEnum):
-    """The greatest of all workers' wishes holds."""
+class CheckpointAction(IntEnum):
+    """What all ranks do after a step; the highest action that any rank requests is taken."""
 
-    NOTHING = 0
+    CONTINUE = 0
     SAVE = 1
     STOP = 2
 
 
-class Schedule:
-    """Every worker asks it after each step. Make it after the process group; `finish` before that goes."""
+class StoppingPolicy:
+    """Decides after each step whether all ranks save, stop or continue.
+
+    Every rank makes the same calls. Create it after the process group, and call `finish` before the process group ends.
+    """
 
     def __init__(self, config: CheckpointConfig, stop: StopRequest) -> None:
         self._config, self._stop = config, stop
         self._saved = time.monotonic()
-        # On the CPU and in the background: no step waits for it, and no GPU is stopped for it.
+        # On the CPU and in the background: no step waits for the collective, and it does not synchronise the GPU.
         self._group = dist.new_group(backend="gloo")
         self._flag = torch.zeros((), dtype=torch.int32)
-        self._sent: dist.Work | None = None
+        self._pending: dist.Work | None = None
 
-    def due(self, step: int) -> Wish:
-        """After `step`: wishes take a step to reach all workers, steps that are counted do not."""
-        wish = self.finish()
-        own = self._own_wish()
-        # The checkpoint that is due now is not to be wished for again.
-        self._flag.fill_(Wish.NOTHING if own is Wish.SAVE and wish is not Wish.NOTHING else own)
-        self._sent = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
+    def action_after(self, step: int) -> CheckpointAction:
+        """Returns the action of all ranks after `step`: what was requested one step earlier, or a save that is due by count."""
+        action = self.finish()
+        own = self._own_request()
+        # A save that is being taken now must not be requested once more.
+        repeated = own is CheckpointAction.SAVE and action is not CheckpointAction.CONTINUE
+        self._flag.fill_(CheckpointAction.CONTINUE if repeated else own)
+        self._pending = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
         counted = self._config.every_steps and step % self._config.every_steps == 0
-        return max(wish, Wish.SAVE) if counted else wish
+        return max(action, CheckpointAction.SAVE) if counted else action
 
     def saved(self) -> None:
+        """Restarts the clock by which checkpoints are due."""
         self._saved = time.monotonic()
 
-    def finish(self) -> Wish:
-        """What all wished at the last step."""
-        if self._sent is None:
-            return Wish.NOTHING
-        self._sent.wait()
-        self._sent = None
-        return Wish(int(self._flag))
+    def finish(self) -> CheckpointAction:
+        """Waits for the reduction under way, if any, and returns the action that it decided."""
+        if self._pending is None:
+            return CheckpointAction.CONTINUE
+        self._pending.wait()
+        self._pending = None
+        return CheckpointAction(int(self._flag))
 
-    def _own_wish(self) -> Wish:
+    def _own_request(self) -> CheckpointAction:
         if self._stop.wanted():
-            return Wish.STOP
-        # One clock alone: the others would wish for the same checkpoint a moment later.
+            return CheckpointAction.STOP
+        # Only one rank looks at the clock: the others would request the same checkpoint a moment later.
         by_the_clock = bool(self._config.every_minutes) and dist.get_rank() == 0
         overdue = by_the_clock and time.monotonic() - self._saved > 60 * self._config.every_minutes
-        return Wish.SAVE if overdue else Wish.NOTHING
+        return CheckpointAction.SAVE if overdue else CheckpointAction.CONTINUE

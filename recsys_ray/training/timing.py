@@ -1,28 +1,54 @@
-"""The loss on the way, and where the time goes: of an epoch, and of all workers' steps between two reports."""
+"""Where the time goes: from a worker's start to its first step, and within an epoch; with the loss on the way."""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 
 from recsys_ray.distributed import mean_over_workers
 from recsys_ray.models.task import Batch
 
+log = logging.getLogger(__name__)
+
+
+class StartupTimes:
+    """The seconds from a worker's start to its first step, by part and in order."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def done(self, part: str) -> None:
+        """Ends a part of the start-up."""
+        now = time.perf_counter()
+        self.parts[part] = now - self._last
+        self._last = now
+
+    def first_step(self) -> None:
+        """Ends the start-up and logs it on rank 0; later calls do nothing, so it may be called after every step."""
+        if "first step" not in self.parts:
+            self.done("first step")
+            if dist.get_rank() == 0:
+                parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in self.parts.items())
+                log.info("first step %.2f s after the worker began: %s", sum(self.parts.values()), parts)
+
 
 class LossNotFinite(RuntimeError):
-    """`steps_ago`: how many steps have followed the first whose loss is not finite."""
+    """A loss that is NaN or infinite. `steps_ago` is the number of steps that have followed the first such step."""
 
     def __init__(self, steps_ago: int) -> None:
         super().__init__(f"a loss is not finite, {steps_ago} steps ago")
         self.steps_ago = steps_ago
 
 
-class Waiting:
-    """Batches, with the seconds spent waiting for them."""
+class TimedBatches:
+    """An iterator over batches that adds up the seconds spent waiting for them."""
 
     def __init__(self, batches: Iterable[Batch]) -> None:
         self._batches = iter(batches)
@@ -39,25 +65,29 @@ class Waiting:
             self.seconds += time.perf_counter() - started
 
 
-class Meter:
-    """Of one epoch. Every worker makes the same calls. `losses`: of the steps since the last point."""
+class EpochMeter:
+    """The loss and the throughput of an epoch. Every worker makes the same calls."""
 
-    def __init__(self, batches: Waiting, global_batch: int, device: torch.device) -> None:
+    def __init__(self, batches: TimedBatches, global_batch: int, device: torch.device) -> None:
         self._batches, self._global_batch, self._device = batches, global_batch, device
         self.losses: list[torch.Tensor] = []
+        """Losses of the steps since the last point, still on the device."""
         self._began = self._point_began = time.perf_counter()
         self._waited = 0.0
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is no training."""
+        """Excludes the enclosed block from throughput."""
         began = time.perf_counter()
         yield
         pause = time.perf_counter() - began
         self._began, self._point_began = self._began + pause, self._point_began + pause
 
     def point(self, step: int) -> dict[str, float]:
-        """What the steps since the last point came to, averaged over them and over workers. Raises LossNotFinite."""
+        """Returns loss, rows per second and data wait share since the last point, averaged over steps and workers.
+
+        Raises LossNotFinite.
+        """
         losses = torch.stack(self.losses).double()
         elapsed = time.perf_counter() - self._point_began
         waited = self._batches.seconds - self._waited
@@ -72,6 +102,6 @@ class Meter:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Of the epoch so far: "data", the time without a batch, and "step", the rest."""
+        """The seconds of the epoch so far: "data", the time spent waiting for batches, and "step", the rest."""
         total = time.perf_counter() - self._began
         return {"data": self._batches.seconds, "step": total - self._batches.seconds}

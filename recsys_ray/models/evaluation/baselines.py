@@ -1,4 +1,4 @@
-"""iALS, implicit alternating least squares: what a retrieval model should beat, in a form that fits one machine."""
+"""iALS, implicit alternating least squares: a baseline that a retrieval model should beat, for one machine."""
 
 from __future__ import annotations
 
@@ -11,23 +11,35 @@ from recsys_ray.models.evaluation.retrieval_metrics import Pairs
 BATCH_VALUES = 1 << 20
 
 
-def fit_ials(
-    pairs: Pairs, users: int, items: int, dim: int = 64, unobserved: float = 0.5, regularization: float = 0.003, sweeps: int = 10
+def train_ials(
+    pairs: Pairs,
+    users: int,
+    items: int,
+    *,
+    dim: int = 64,
+    unobserved: float = 0.5,
+    regularization: float = 0.003,
+    sweeps: int = 10,
 ) -> torch.Tensor:
-    """Item factors, float32 [items, dim], of users' choices (Hu et al. 2008, "Collaborative Filtering for Implicit Feedback
-    Datasets", in the form of Rendle et al. 2021, arXiv:2110.14037: `unobserved` is the weight of what was not chosen, and
-    the regularization of a factor grows with its number of pairs)."""
+    """Returns item factors, float32 [items, dim], learned from what users chose.
+
+    The method is that of Hu et al. 2008, "Collaborative Filtering for Implicit Feedback Datasets", in the form of Rendle et al.
+    2021, arXiv:2110.14037: `unobserved` is the weight of what was not chosen, and the regularization of a factor grows with its
+    number of pairs.
+    """
     generator = torch.Generator().manual_seed(0)
     factors = torch.randn(items, dim, generator=generator) * 0.1 / dim**0.5
     by_item = Pairs.of(pairs.items, pairs.users)
     for _ in range(sweeps):
-        of_users = solve(pairs, users, factors, unobserved, regularization)
-        factors = solve(by_item, items, of_users, unobserved, regularization)
+        of_users = solve_ials(pairs, users, factors, unobserved=unobserved, regularization=regularization)
+        factors = solve_ials(by_item, items, of_users, unobserved=unobserved, regularization=regularization)
     return factors
 
 
-def solve(pairs: Pairs, rows: int, factors: torch.Tensor, unobserved: float = 0.5, regularization: float = 0.003) -> torch.Tensor:
-    """Factors [rows, dim] of the users in `pairs`, given those of the items: the fold-in of new users too."""
+def solve_ials(
+    pairs: Pairs, rows: int, factors: torch.Tensor, *, unobserved: float = 0.5, regularization: float = 0.003
+) -> torch.Tensor:
+    """Returns the factors [rows, dim] of the users in `pairs`, given those of the items. It also folds in new users."""
     dim, found = factors.shape[1], torch.zeros(rows, factors.shape[1])
     everything = unobserved * factors.T @ factors
     counts = torch.bincount(pairs.users, minlength=rows)
@@ -45,7 +57,7 @@ def solve(pairs: Pairs, rows: int, factors: torch.Tensor, unobserved: float = 0.
 
 
 def _batches(counts: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Rows with pairs, those with about equally many together."""
+    """Yields the rows that have pairs, those with about equally many together."""
     order = torch.argsort(counts)
     order = order[counts[order] > 0]
     first = 0

@@ -8,131 +8,164 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from recsys_ray.config import TwoTowerConfig
-from recsys_ray.models.collectives import from_rank_0, gather_equal, my_rank, workers
-from recsys_ray.models.encoded_catalogue import Catalogue
-from recsys_ray.models.evaluation.baselines import fit_ials, solve
-from recsys_ray.models.evaluation.retrieval_metrics import Pairs, Ranked, rank
-from recsys_ray.models.evaluation.retrieval_users import Choices, Users
-from recsys_ray.models.task import Evaluation, Read
+from recsys_ray.distributed import broadcast_from_rank_0, gather_equal, get_rank, get_world_size
+from recsys_ray.models.encoded_catalogue import EncodedCatalogue
+from recsys_ray.models.evaluation.baselines import solve_ials, train_ials
+from recsys_ray.models.evaluation.retrieval_metrics import Pairs, Ranked, rank_catalogue
+from recsys_ray.models.evaluation.retrieval_users import EarlierPairs, InteractionReader, UserQueries
+from recsys_ray.models.task import Evaluation, SplitReader
 from recsys_ray.models.two_tower_batch import candidate_batch
 from recsys_ray.schema import Schema
 
 EARLIER = {"validation": ("train",), "test": ("train", "validation")}
-EMBED_ROWS = 4096
+EMBEDDED_AT_ONCE = 4096
 OURS = "Two Tower"
-Vectors = tuple[torch.Tensor, torch.Tensor]
-"""Of the users [U, D] and of the catalogue [N, D]."""
+
+
+class Vectors(NamedTuple):
+    """The vectors of U users and N items, float32, whose dot products are scores."""
+
+    users: torch.Tensor
+    items: torch.Tensor
+
+
+class EvaluatedUsers(NamedTuple):
+    """The users that a ranking is measured for, what they have seen, and their groups where metrics are wanted by group."""
+
+    users: UserQueries
+    seen: Pairs
+    groups: torch.Tensor | None
 
 
 class RetrievalEvaluator:
-    """`evaluate` of a Two Tower's Task. Keeps what earlier splits hold of a split's users after it has read them once."""
+    """Evaluates a retrieval model on a split.
 
-    def __init__(self, config: TwoTowerConfig, schema: Schema, row_weight: str, catalogue: Catalogue) -> None:
-        self._config, self._schema, self._catalogue = config, schema, catalogue
-        self._choices = Choices(schema, row_weight, config.group_by, catalogue.position_of_row())
-        self._earlier: dict[str, tuple[Pairs, Pairs]] = {}
+    It keeps what earlier splits hold of a split's users after it has read them once.
+    """
 
-    def __call__(self, model: Any, split: str, read: Read, device: torch.device) -> Evaluation | None:
-        """None where the split has no positive rows, and on every worker but rank 0."""
+    def __init__(
+        self,
+        schema: Schema,
+        catalogue: EncodedCatalogue,
+        *,
+        metrics_at: tuple[int, ...],
+        group_by: str = "",
+        group_names: tuple[str, ...] = (),
+        ials: bool = False,
+    ) -> None:
+        """`group_names` says what the table rows of the column `group_by` stand for; `ials` adds iALS to the baselines."""
+        self._schema, self._catalogue, self._metrics_at = schema, catalogue, metrics_at
+        self._group_by, self._group_names, self._ials = group_by, group_names, ials
+        self._interactions = InteractionReader(schema, group_by, catalogue.position_of_row())
+        self._earlier: dict[str, EarlierPairs] = {}
+
+    def __call__(self, model: Any, split: str, read: SplitReader, device: torch.device) -> Evaluation | None:
+        """Returns None where the split has no positive rows, and on every worker but rank 0."""
         stream = read(split)
         if stream is None:
             return None
         model.eval()
         with torch.no_grad():
-            users = self._choices.users(model.module.model, stream, device)
+            users = self._interactions.users(model.module.model, stream, device)
             found = self._evaluation(model.module.model, users, split, read, device) if len(users) else None
         model.train()
-        return found if my_rank() == 0 else None
+        return found if get_rank() == 0 else None
 
-    def _evaluation(self, model: Any, users: Users, split: str, read: Read, device: torch.device) -> Evaluation:
+    def _evaluation(self, model: Any, users: UserQueries, split: str, read: SplitReader, device: torch.device) -> Evaluation:
         if split not in self._earlier:
-            earlier = chain.from_iterable(read(name) or () for name in EARLIER[split])
-            self._earlier[split] = self._choices.earlier(users, earlier, device)
-        seen, liked = self._earlier[split]
-        vectors = {OURS: (users.vectors, embed_catalogue(model, self._schema, self._catalogue, device))}
+            stream = chain.from_iterable(read(name) or () for name in EARLIER[split])
+            self._earlier[split] = self._interactions.earlier(users, stream, device)
+        earlier = self._earlier[split]
+        vectors = {OURS: Vectors(users.vectors, embed_catalogue(model, self._schema, self._catalogue, device))}
         if split == "test":
-            vectors |= self._baselines(users, liked, read, device)
-        rows = [row for name, pair in vectors.items() for row in self._measured(name, users, seen, pair, split, device)]
+            vectors |= self._baselines(users, earlier.liked, read, device)
+        rows: list[dict[str, Any]] = []
+        for name, pair in vectors.items():
+            groups = users.groups if name == OURS and split == "test" and self._group_by else None
+            rows += self._measured(name, pair, EvaluatedUsers(users, earlier.seen, groups), device)
         return Evaluation(rows[0]["metrics"], comparison=rows)
 
-    def _baselines(self, users: Users, liked: Pairs, read: Read, device: torch.device) -> dict[str, Vectors]:
-        found = {"popularity": (torch.ones(len(users), 1), self._catalogue.frequency.unsqueeze(1))}
-        if self._config.ials:
+    def _baselines(self, users: UserQueries, liked: Pairs, read: SplitReader, device: torch.device) -> dict[str, Vectors]:
+        found = {"popularity": Vectors(torch.ones(len(users), 1), self._catalogue.frequency.unsqueeze(1))}
+        if self._ials:
             user = self._schema.key("user")
             assert user is not None
-            pairs = self._choices.pairs(read("train") or (), device)
-            factors = from_rank_0(lambda: fit_ials(pairs, user.num_embeddings, len(self._catalogue)), device)
-            found["iALS"] = (solve(liked, len(users), factors), factors)
+            pairs = self._interactions.positive_pairs(read("train") or (), device)
+            items = broadcast_from_rank_0(lambda: train_ials(pairs, user.num_embeddings, len(self._catalogue)), device)
+            found["iALS"] = Vectors(solve_ials(liked, len(users), items), items)
         return found
 
-    def _measured(
-        self, name: str, users: Users, seen: Pairs, vectors: Vectors, split: str, device: torch.device
-    ) -> list[dict[str, Any]]:
-        """Metrics over all users, then where asked for by group: this worker ranks for every `workers`-th user."""
-        relevant, missing = self._choices.relevant(users, seen, len(self._catalogue))
-        mine = torch.arange(my_rank(), len(users), workers())
-        queries, candidates = (part.to(device) for part in (vectors[0][mine], vectors[1]))
-        own, known = (_of_users(pairs, mine, len(users)).to(device) for pairs in (relevant, seen))
-        score = partial(_scores, queries, candidates)
-        ranked = rank(score, own, missing[mine].to(device), known, len(self._catalogue), self._config.metrics_at)
-        asked = (torch.bincount(relevant.users, minlength=len(users)) + missing) > 0
-        found = [{"name": name, "metrics": _mean(ranked, asked[mine], device) | _coverage(ranked)}]
-        if self._config.group_by and split == "test" and name == OURS:
-            for group in users.groups.unique().tolist():
-                whom = asked & (users.groups == group)
-                found.append({"name": f"{name}, {self._group(group)}", "metrics": _mean(ranked, whom[mine], device)})
+    def _measured(self, name: str, vectors: Vectors, to_rank: EvaluatedUsers, device: torch.device) -> list[dict[str, Any]]:
+        """Returns metrics over all users, then by group; this worker ranks for every `world_size`-th user."""
+        users, seen, groups = to_rank
+        relevant, missing = self._interactions.relevant(users, seen, len(self._catalogue))
+        mine = torch.arange(get_rank(), len(users), get_world_size())
+        queries, candidates = vectors.users[mine].to(device), vectors.items.to(device)
+        ranked = rank_catalogue(
+            partial(_scores, queries, candidates),
+            relevant=_pairs_of(relevant, mine, len(users)).to(device),
+            missing=missing[mine].to(device),
+            seen=_pairs_of(seen, mine, len(users)).to(device),
+            num_items=len(self._catalogue),
+            metrics_at=self._metrics_at,
+        )
+        chose = (torch.bincount(relevant.users, minlength=len(users)) + missing) > 0
+        found = [{"name": name, "metrics": _mean(ranked, chose[mine], device) | _coverage(ranked)}]
+        for group in [] if groups is None else groups.unique().tolist():
+            members = chose & (groups == group)
+            found.append({"name": f"{name}, {self._group_label(group)}", "metrics": _mean(ranked, members[mine], device)})
         return found
 
-    def _group(self, row: int) -> str:
-        names = self._catalogue.group_names
-        return f"{self._config.group_by} {names[row] if row < len(names) else row}"
+    def _group_label(self, row: int) -> str:
+        names = self._group_names
+        return f"{self._group_by} {names[row] if row < len(names) else row}"
 
 
-def embed_catalogue(model: Any, schema: Schema, catalogue: Catalogue, device: torch.device) -> torch.Tensor:
-    """float32 [N, embedding_dim], on every worker, each of which embeds its share."""
-    share = -(-len(catalogue) // workers())
-    positions = (torch.arange(share) * workers() + my_rank()).clamp(max=len(catalogue) - 1)
+def embed_catalogue(model: Any, schema: Schema, catalogue: EncodedCatalogue, device: torch.device) -> torch.Tensor:
+    """Returns the vectors of all items, float32 [N, embedding_dim], on every worker; each worker embeds its share."""
+    share = -(-len(catalogue) // get_world_size())
+    positions = (torch.arange(share) * get_world_size() + get_rank()).clamp(max=len(catalogue) - 1)
     parts = [
-        model.embed_candidate(candidate_batch(schema, catalogue.take(chunk)).to(device)) for chunk in positions.split(EMBED_ROWS)
+        model.embed_candidate(candidate_batch(schema, catalogue.take(chunk)).to(device))
+        for chunk in positions.split(EMBEDDED_AT_ONCE)
     ]
-    by_worker = gather_equal(torch.cat(parts)).view(workers(), share, -1)
-    return by_worker.transpose(0, 1).reshape(share * workers(), -1)[: len(catalogue)].cpu()
+    by_worker = gather_equal(torch.cat(parts)).view(get_world_size(), share, -1)
+    return by_worker.transpose(0, 1).reshape(share * get_world_size(), -1)[: len(catalogue)].cpu()
 
 
 def _scores(queries: torch.Tensor, candidates: torch.Tensor, first: int, stop: int) -> torch.Tensor:
     return queries[first:stop] @ candidates.T
 
 
-def _of_users(pairs: Pairs, users: torch.Tensor, count: int) -> Pairs:
-    """Pairs of these users alone, counted by their place among them."""
-    place = torch.full((count,), -1)
-    place[users] = torch.arange(len(users))
-    kept = place[pairs.users] >= 0
-    return Pairs(place[pairs.users[kept]], pairs.items[kept])
+def _pairs_of(pairs: Pairs, users: torch.Tensor, count: int) -> Pairs:
+    """Returns the pairs of these users alone, each user renumbered by its position among them."""
+    position = torch.full((count,), -1)
+    position[users] = torch.arange(len(users))
+    kept = position[pairs.users] >= 0
+    return Pairs(position[pairs.users[kept]], pairs.items[kept])
 
 
 def _mean(ranked: Ranked, counted: torch.Tensor, device: torch.device) -> dict[str, float]:
-    """Over the `counted` users of all workers, and how many they are."""
+    """Returns the mean metrics over the `counted` users of all workers, and how many they are."""
     counted = counted.to(device)
     sums = torch.stack([counted.sum().double(), *(values[counted].sum() for values in ranked.metrics.values())])
-    if workers() > 1:
+    if get_world_size() > 1:
         dist.all_reduce(sums)
     means = {name: float(total / sums[0]) for name, total in zip(ranked.metrics, sums[1:], strict=True)}
     return means | {"users": float(sums[0])}
 
 
 def _coverage(ranked: Ranked) -> dict[str, float]:
-    """coverage@k: the share of the catalogue that is among any user's first k."""
+    """Returns coverage@k, the share of the catalogue that is among any user's first k."""
     found = {}
     for k, recommended in ranked.recommended.items():
         anyone = recommended.double()
-        if workers() > 1:
+        if get_world_size() > 1:
             dist.all_reduce(anyone, dist.ReduceOp.MAX)
         found[f"coverage_at_{k}"] = float(anyone.mean())
     return found

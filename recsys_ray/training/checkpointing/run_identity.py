@@ -1,4 +1,4 @@
-"""What makes two starts the same run: model, schema, data, order of rows. The rest may change on the way, and is told."""
+"""What must stay the same for a run to resume (model, schema, data, order of rows), and which other settings have changed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import json
 from typing import Any
 
 from recsys_ray.config import TrainConfig
+from recsys_ray.config.serialization import flatten
 from recsys_ray.data.dataset.directory import DatasetDirectory
 
-TOLD = ("optimizer", "train", "sharding")
+REPORTED = ("optimizer", "train", "sharding")
 ABSENT = "none"
 
 
-def identity(config: TrainConfig, dataset: DatasetDirectory) -> dict[str, Any]:
-    """As JSON would give it back."""
+def run_identity(config: TrainConfig, dataset: DatasetDirectory) -> dict[str, Any]:
+    """Returns what identifies the run, as it reads back from JSON."""
     columns = {column["name"]: column for column in json.loads(dataset.schema.to_json())["columns"]}
     found = {
         "model": {"kind": type(config.model).__name__, **dataclasses.asdict(config.model)},
@@ -27,7 +28,7 @@ def identity(config: TrainConfig, dataset: DatasetDirectory) -> dict[str, Any]:
 
 
 def check_same_run(saved: dict[str, Any], now: dict[str, Any], run_dir: str) -> None:
-    """Raises ValueError naming every difference, and what to do."""
+    """Raises ValueError naming every difference between the saved run and this one, and the remedy."""
     if differences := _differences(saved, now):
         raise ValueError(
             f"--run-dir {run_dir} holds another run, which cannot go on so: {'; '.join(differences)}. Set these back, or start "
@@ -36,23 +37,16 @@ def check_same_run(saved: dict[str, Any], now: dict[str, Any], run_dir: str) -> 
 
 
 def changed_settings(saved: dict[str, Any], config: TrainConfig) -> list[str]:
-    """Such as a learning rate, the batch, or the sharding plan: in words, a line each."""
+    """Returns a line for each setting that may change and has: a learning rate, the batch, or the sharding plan."""
     now = json.loads(json.dumps(dataclasses.asdict(config)))
-    return _differences({part: saved[part] for part in TOLD}, {part: now[part] for part in TOLD})
+    return _differences({part: saved[part] for part in REPORTED}, {part: now[part] for part in REPORTED})
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    old, new = _flat(before), _flat(after)
+    old, new = flatten(before), flatten(after)
     names = [*old, *(name for name in new if name not in old)]
     return [
         f"{name} {old.get(name, ABSENT)} -> {new.get(name, ABSENT)}"
         for name in names
         if old.get(name, ABSENT) != new.get(name, ABSENT)
     ]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat

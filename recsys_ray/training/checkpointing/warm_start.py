@@ -1,9 +1,9 @@
-"""A new run from the weights of an earlier one: tensors are matched by name, rows of vocabulary tables by value.
+"""Starts a new run from the weights of an earlier one: tensors are matched by name, rows of vocabulary tables by value.
 
     python jobs/train_dlrm.py --data.path datasets/tuesday --run-dir runs/tuesday --init-from runs/monday
 
-A value that both datasets know keeps its embedding, wherever its row is now; what is new starts as new. Optimizer state starts
-anew. The weights are read from a file that is mapped into memory, only the rows that this worker holds.
+A value that both datasets have keeps its embedding, wherever its row is now; new values keep their random start. Optimizer state
+starts empty. The weights file is memory-mapped, and only the rows that this worker holds are read.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 from safetensors import safe_open
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 
+from recsys_ray.compat.torch_compat import LocalShard, ShardedTensor
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.dataset.tables import load_vocabularies
 from recsys_ray.models.embeddings import module_name
 from recsys_ray.schema import Schema
 
-WEIGHTS = "weights.safetensors"
+WEIGHTS_FILE = "weights.safetensors"
 ROWS_AT_ONCE = 1 << 20
 NEW = -1
 
 
 def warm_start(earlier: str, dataset: DatasetDirectory, model: Any) -> list[str]:
-    """Fills `model`, on every worker; what matched and what did not, a line each.
+    """Fills `model`, on every worker, and returns a line for each tensor: what matched and what did not.
 
     Raises FileNotFoundError where `earlier` is neither a finished run nor its model.
     """
-    folder = Path(earlier) if (Path(earlier) / WEIGHTS).exists() else Path(earlier) / "model"
-    if not (folder / WEIGHTS).exists() or not (folder / "schema.json").exists():
+    folder = Path(earlier) if (Path(earlier) / WEIGHTS_FILE).exists() else Path(earlier) / "model"
+    if not (folder / WEIGHTS_FILE).exists() or not (folder / "schema.json").exists():
         raise FileNotFoundError(
-            f"--init-from {earlier}: no model with {WEIGHTS} and schema.json there; a run that ends writes it"
+            f"--init-from {earlier}: no model with {WEIGHTS_FILE} and schema.json there; a run that ends writes it"
         )
     matches = row_matches(folder, dataset)
     lines = [f"weights from {folder}:"]
-    with safe_open(folder / WEIGHTS, framework="pt") as weights:
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as weights:
         old = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 (it is no dict)
         state = model.state_dict()
         for name, tensor in state.items():
@@ -48,7 +48,7 @@ def warm_start(earlier: str, dataset: DatasetDirectory, model: Any) -> list[str]
 
 
 def row_matches(folder: Path, dataset: DatasetDirectory) -> dict[str, np.ndarray | None]:
-    """For each table that both have: int64 [rows], the old row of each new one or NEW; None where rows do not fit together."""
+    """Returns, for each table that both have, the old row of each new row or NEW, int64 [rows]; None where none can match."""
     schema = Schema.load(folder / "schema.json")
     old_values, values = load_vocabularies(folder, schema), load_vocabularies(dataset.root, dataset.schema)
     found: dict[str, np.ndarray | None] = {}
@@ -86,8 +86,8 @@ def _fill(name: str, tensor: torch.Tensor, old: torch.Tensor, matches: dict[str,
 
 
 @torch.no_grad()
-def _fill_rows(shard: Shard, old: torch.Tensor, rows: np.ndarray) -> None:
-    """In parts: the rows of a large table must not be in memory a second time."""
+def _fill_rows(shard: LocalShard, old: torch.Tensor, rows: np.ndarray) -> None:
+    """Copies matching rows in parts, since a large table must not be in memory twice."""
     (first, left), (count, width) = shard.metadata.shard_offsets, shard.metadata.shard_sizes
     for start in range(0, min(count, max(len(rows) - first, 0)), ROWS_AT_ONCE):
         wanted = torch.from_numpy(rows[first + start : first + min(start + ROWS_AT_ONCE, count)])

@@ -1,4 +1,4 @@
-"""A run's checkpoints: what is in them, going on from the newest that is whole, and weights as one file."""
+"""A run's checkpoints: what they hold, resuming from the newest sound one, and weights as one file."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from recsys_ray.checkpoint.saver import Saver
 from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.config import TrainConfig
 from recsys_ray.data.dataset.directory import DatasetDirectory
-from recsys_ray.training.identity import changed_settings, check_same_run, identity
-from recsys_ray.training.progress import Progress
-from recsys_ray.training.weight_migration import restore_optimizer
+from recsys_ray.training.checkpointing.optimizer_migration import restore_optimizer
+from recsys_ray.training.checkpointing.progress import Progress
+from recsys_ray.training.checkpointing.run_identity import changed_settings, check_same_run, run_identity
 
 
 class Checkpoints:
-    """Every worker makes the same calls, in the same order."""
+    """The checkpoints of a run. Every worker makes the same calls in the same order."""
 
     def __init__(self, config: TrainConfig, dataset: DatasetDirectory, model: Any, optimizer: CombinedOptimizer) -> None:
         self.store = CheckpointStore(config.checkpoint.folder or str(Path(config.run_dir) / "checkpoints"))
         self._model, self._optimizer, self._config = model, optimizer, config
-        self._identity = identity(config, dataset)
+        self._identity = run_identity(config, dataset)
         self._saver = Saver(self.store, config.checkpoint.keep_last, config.checkpoint.keep_best)
         self._saved_step = 0
         self._saver.reserve(self._state())
 
     def resume(self) -> tuple[Progress, list[str]]:
-        """Goes on from the newest whole checkpoint, or starts anew where there is none; and what settings have changed since.
+        """Restores the newest sound checkpoint, if there is one, and returns its progress and which settings have changed since.
 
-        Raises ValueError where that is of another model or dataset, or every checkpoint is damaged.
+        Raises ValueError where it is of another model or dataset, or where every checkpoint is damaged.
         """
         found = newest_sound(self.store)
         if found is None:
@@ -45,24 +45,24 @@ class Checkpoints:
         check_same_run(note["identity"], self._identity, self._config.run_dir)
         self.restore_weights(step)
         restore_optimizer(self.store, step, self._model, self._optimizer)
-        return Progress(**note["progress"]), changed_settings(note["settings"], self._config)
+        return Progress.from_note(note["progress"]), changed_settings(note["settings"], self._config)
 
     def save(self, progress: Progress) -> None:
-        """Returns when the state has been copied; the writing goes on behind. Nothing is done for a step that has been saved."""
+        """Copies the state and writes it in the background; a step that is saved already is not saved again."""
         if progress.step != self._saved_step:
             self._save(progress)
 
     def _save(self, progress: Progress) -> None:
         self._saved_step = progress.step
-        self._saver.save(progress.step, self._state(), self._note(progress), self._ranked(progress))
+        self._saver.save(progress.step, self._state(), self._note(progress), self._best_first(progress))
 
     def amend(self, progress: Progress) -> None:
-        """The checkpoint of this step, once what it led to is known."""
-        self._saver.amend(progress.step, self._note(progress), self._ranked(progress))
+        """Updates the note of this step's checkpoint, once the step has been validated."""
+        self._saver.amend(progress.step, self._note(progress), self._best_first(progress))
 
     def best(self, progress: Progress) -> int:
-        """The step of the best checkpoint that is whole, once all are written. Raises OSError where the last could not be."""
-        if progress.step not in self._committed():  # it could not be written when it was due: perhaps now
+        """Returns the step of the best sound checkpoint, once all are written. Raises OSError where the last one could not be."""
+        if progress.step not in self._committed():  # it could not be written when it was due: try once more
             self._save(progress)
         committed = self._committed()
         if progress.step not in committed:
@@ -74,11 +74,11 @@ class Checkpoints:
         return first_sound(self.store, candidates)[0]
 
     def wait(self) -> None:
-        """Until what was saved is written, or has failed."""
+        """Waits until what was saved is written, or has failed."""
         self._saver.wait()
 
     def newest(self) -> int:
-        """The step of the newest checkpoint, once all are written; 0 where there is none."""
+        """Returns the step of the newest checkpoint, once all are written; 0 where there is none."""
         return max(self._committed(), default=0)
 
     def _committed(self) -> list[int]:
@@ -88,15 +88,17 @@ class Checkpoints:
         return found[0]
 
     def close(self) -> None:
+        """Ends the background writing; call it before the process group ends."""
         self._saver.close()
 
     def restore_weights(self, step: int) -> None:
+        """Loads the weights, without optimizer state, of a checkpoint."""
         state = {"model": self._model.state_dict()}
         restore(self.store, step, state)
         self._model.load_state_dict(state["model"])
 
     def export_weights(self, step: int, file: Path) -> None:
-        """The whole state dict as safetensors, a format that runs no code when loaded; by one worker, on its CPU."""
+        """Writes the whole state dict of a checkpoint as safetensors. One worker calls it and holds all of it on its CPU."""
         whole = {name: torch.empty(tuple(part.size()), dtype=part.dtype) for name, part in self._model.state_dict().items()}
         restore(self.store, step, {"model": whole}, alone=True)
         partial = file.with_name(f".{file.name}")
@@ -113,9 +115,10 @@ class Checkpoints:
             "settings": dataclasses.asdict(self._config),
         }
 
-    def _ranked(self, progress: Progress) -> list[int]:
+    def _best_first(self, progress: Progress) -> list[int]:
         return progress.best_steps if progress.scores else []
 
 
 def weights_bytes(model: Any) -> int:
+    """Returns the bytes of a sharded model's whole state dict."""
     return sum(tensor.size().numel() * tensor.dtype.itemsize for tensor in model.state_dict().values())

@@ -1,0 +1,27 @@
+"""Every knob, as frozen dataclasses without torch, a page a topic: data, training, launch, and the run that they make up.
+
+A job holds one literal of these; tyro overrides it on the command line
+(`python jobs/train_dlrm.py --train.epochs 3 --launch.workers 8`). A model's own knobs lie beside the model.
+"""
+
+from recsys_ray.config.data import DataConfig, PrepareConfig, SplitConfig
+from recsys_ray.config.launch import LaunchConfig, RayConfig, SparkConfig
+from recsys_ray.config.run import ModelConfig, TrainConfig, with_absolute_paths
+from recsys_ray.config.training import CheckpointConfig, LoopConfig, OptimizerConfig, ShardingConfig, TrackingConfig
+
+__all__ = [
+    "CheckpointConfig",
+    "DataConfig",
+    "LaunchConfig",
+    "LoopConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PrepareConfig",
+    "RayConfig",
+    "ShardingConfig",
+    "SparkConfig",
+    "SplitConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "with_absolute_paths",
+]

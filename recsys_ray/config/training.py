@@ -1,0 +1,89 @@
+"""Settings of optimization, the training loop, checkpoints, sharding and tracking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizers: embeddings are updated within the backward pass (fused), the dense part by Adam."""
+
+    sparse: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
+    sparse_learning_rate: float = 0.05
+    sparse_weight_decay: float = 0.0
+    """L2 penalty on the rows that a batch looks up."""
+    dense_learning_rate: float = 1e-3
+    dense_weight_decay: float = 0.0
+    warmup_steps: int = 0
+    """Steps over which both learning rates grow linearly to their value."""
+    decay_steps: int = 0
+    """Steps after warm-up over which both learning rates fall linearly to `final_rate` times their value; 0: no decay."""
+    final_rate: float = 0.1
+    clip_norm: float = 10.0
+    """Largest global norm of the dense gradient; 0: no clipping."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """The training loop: how long to train, on how large a batch, and when to stop early."""
+
+    epochs: int = 5
+    global_batch: int = 4096
+    """Rows in a step over all workers; a multiple of block_rows * workers."""
+    max_steps: int = 0
+    """Stop after this many steps; 0: no limit."""
+    log_every: int = 50
+    """Steps between progress lines and tracked points."""
+    patience: int = 2
+    """Stop after this many epochs without a better validation metric (DLRM: NE, Two Tower: NDCG); 0: never stop early."""
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast of the dense part on GPUs that have it, fp32 elsewhere."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When and where checkpoints are written: at the end of each epoch, on SIGTERM, and within an epoch as often as it says here.
+
+    Training continues while they are written."""
+
+    folder: str = ""
+    """Where checkpoints are kept: a folder that all workers share, or the URL of an object store, such as s3://bucket/run; empty:
+    `checkpoints` in the run directory."""
+    every_steps: int = 0
+    """Steps between checkpoints within an epoch; 0: no such checkpoints."""
+    every_minutes: float = 15.0
+    """Minutes between checkpoints within an epoch; 0: no such checkpoints."""
+    keep_last: int = 2
+    """How many of the newest checkpoints are kept. With 1, a damaged one leaves nothing to resume from."""
+    keep_best: int = 1
+    """How many more are kept: those at the ends of the epochs with the best validation metric."""
+    grace_seconds: float = 25.0
+    """How long SIGTERM leaves the workers to finish their step and write a checkpoint before they are ended."""
+
+
+@dataclass(frozen=True)
+class ShardingConfig:
+    """How embedding tables may be spread over the workers."""
+
+    types: tuple[Literal["table_wise", "row_wise", "column_wise", "table_row_wise"], ...] = ("table_wise", "row_wise")
+    """The sharding types that the planner may choose from. With column_wise, row-wise Adagrad keeps a state for each shard's
+    columns, and so trains differently on another number of workers. Data-parallel is left out: its tables would train with the
+    dense optimizer."""
+    memory_gib: float = 0.0
+    """Memory that a worker may use for tables and activations; 0: what is free on its GPU, or its share of the host's."""
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where parameters, metrics and artifacts of a run are recorded."""
+
+    backend: Literal["mlflow", "none"] = "mlflow"
+    """mlflow: an MLflow server or database. none: nothing is recorded outside the run directory."""
+    uri: str = ""
+    """MLflow tracking URI; empty: SQLite, in `mlflow.db` beside the run directory."""
+    experiment: str = "recsys_ray"
+    log_weights_below_mib: int = 1024
+    """The trained weights are logged as an artifact when they are smaller than this."""

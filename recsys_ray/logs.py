@@ -1,0 +1,23 @@
+"""What reaches the terminal: this package's progress lines, and of other libraries only errors."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+QUIET = ("torchrec", "torch.fx", "streaming", "mlflow", "alembic")
+
+
+def configure_logging() -> None:
+    """Shows progress lines of this package and silences what libraries announce as they load and plan.
+
+    Under Ray every line of every worker reaches the user's terminal, where the announcements would drown the progress lines.
+    Called once in each process, before its work begins.
+    """
+    logging.basicConfig()
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("recsys_ray").setLevel(logging.INFO)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|recsys_ray")
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")

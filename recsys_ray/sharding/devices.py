@@ -1,0 +1,47 @@
+"""The kinds of device that a worker trains on: how much memory they have, and how fast they and the links between them are.
+
+Of each GPU: the memory that PyTorch finds, and the peaks of NVIDIA's data sheets ("A100 80GB SXM", "H100 SXM", "A10G"): memory
+bandwidth, BF16 without sparsity, NVLink or PCIe in one direction. Its share of the node's network is that of a DGX A100 and a DGX
+H100 (200 and 400 Gbit/s for each GPU), and for the A10G that of AWS's g5.12xlarge (40 Gbit/s for four).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device with its memory and its peak speeds; link and network bandwidths are in one direction."""
+
+    memory_gib: float
+    memory_gb_s: float
+    link_gb_s: float
+    network_gb_s: float
+    tflops: float
+
+
+DEVICES = {
+    "h100": Device(79, 3350, 450, 50, 989),
+    "a100": Device(79, 2039, 300, 25, 312),
+    "a10g": Device(22, 600, 32, 1.25, 70),
+    # One core of a server, in float32; between the workers of a host gloo copies through its loopback.
+    "cpu": Device(4, 10, 2, 1.25, 0.1),
+}
+
+
+def bandwidths(device: Device) -> dict[str, float]:
+    """Returns the bandwidths of a TorchRec Topology, in bytes per millisecond: of memory, within a node and between nodes."""
+    return {
+        "hbm_mem_bw": bytes_per_ms(device.memory_gb_s),
+        "ddr_mem_bw": bytes_per_ms(device.memory_gb_s),
+        "intra_host_bw": bytes_per_ms(device.link_gb_s),
+        "inter_host_bw": bytes_per_ms(device.network_gb_s),
+    }
+
+
+def bytes_per_ms(gb_s: float) -> float:
+    """Converts GB/s to bytes per millisecond, TorchRec's unit of bandwidth."""
+    return gb_s * 1e6

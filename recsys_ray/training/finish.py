@@ -1,0 +1,78 @@
+"""The end of a run, on rank 0: test metrics, weights, outcome.json and report.html, and the same in the tracker."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from recsys_ray.data.dataset.directory import DatasetDirectory, copy_encoding
+from recsys_ray.models.task import Evaluation
+from recsys_ray.reporting.outcome import OUTCOME_FILE, mean_rows_per_second, write_outcome
+from recsys_ray.reporting.report import RunRecord, write_report
+from recsys_ray.sharding.placement import table_shards
+from recsys_ray.training.checkpointing.checkpoints import weights_bytes
+from recsys_ray.training.checkpointing.warm_start import WEIGHTS_FILE
+from recsys_ray.training.loop import Run
+
+
+def finish(run: Run, dataset: DatasetDirectory, test: Evaluation | None, best_step: int) -> None:
+    """Writes everything that a finished run leaves. `test` is None where the dataset has no test rows."""
+    run_dir, tracker, step = Path(run.config.run_dir), run.tracker, run.progress.step
+    test = test or Evaluation({})
+    outcome = _outcome(run, test, best_step)
+    weights = _export(run, dataset, best_step)
+    if weights_bytes(run.model) < run.config.tracking.log_weights_below_mib << 20:
+        tracker.log_file(weights, "model")
+    tracker.log_metrics(step, {f"test/{name}": value for name, value in test.metrics.items()})
+    tracker.log_metrics(step, {"rows_per_second": outcome["rows_per_second"]})
+    tracker.log_file(write_report(run_dir, _record(run, outcome, dataset, test)))
+    tracker.log_text(json.dumps(outcome, indent=2), OUTCOME_FILE)
+    tracker.end("FINISHED")
+    write_outcome(run_dir, outcome)
+
+
+def _export(run: Run, dataset: DatasetDirectory, best_step: int) -> Path:
+    """Writes the weights of the best checkpoint, with the schema and vocabularies that encode their inputs."""
+    weights = Path(run.config.run_dir) / "model" / WEIGHTS_FILE
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    copy_encoding(dataset, weights.parent)
+    run.checkpoints.export_weights(best_step, weights)
+    return weights
+
+
+def _outcome(run: Run, test: Evaluation, best_step: int) -> dict[str, Any]:
+    progress = run.progress
+    waited, stepped = progress.seconds.get("data", 0.0), progress.seconds.get("step", 0.0)
+    return {
+        **{f"test_{name}": value for name, value in test.metrics.items()},
+        "rows_per_second": mean_rows_per_second(progress.training),
+        "data_wait_share": waited / max(waited + stepped, 1e-9),
+        "world_size": run.world.size,
+        "device": run.world.device.type,
+        "launcher": run.config.launch.engine,
+        "tracking_run_id": progress.tracking_run_id,
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "best_checkpoint": f"step_{best_step}",
+        "headline": list(run.task.headline),
+        "comparison": test.comparison,
+    }
+
+
+def _record(run: Run, outcome: dict[str, Any], dataset: DatasetDirectory, test: Evaluation) -> RunRecord:
+    return RunRecord(
+        outcome=outcome,
+        training=run.progress.training,
+        validation=run.progress.validation,
+        calibration_curve=test.calibration_curve,
+        comparison=test.comparison,
+        plan=[dataclasses.asdict(shard) for shard in table_shards(run.model)],
+        seconds=run.progress.seconds,
+        config=dataclasses.asdict(run.config),
+        dataset=dataset.summary,
+        loss_name=run.task.loss_name,
+        objective=run.task.objective,
+        lower_is_better=run.task.lower_is_better,
+    )
