@@ -1,11 +1,15 @@
-"""report.html: the numbers and pictures are there, names are shown as they are, and runs that lack something still get one."""
+"""Tests report.html: numbers and pictures, names shown as they are, runs that lack something, and the layout in a browser."""
 
 from __future__ import annotations
 
 import base64
 import dataclasses
+import html
+import json
 import math
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,10 @@ import numpy as np
 import pytest
 
 from recsys_ray.reporting import figures as figures
-from recsys_ray.reporting.report import SHARDS_UNFOLDED, RunRecord, write_report
+from recsys_ray.reporting.figure_style import as_data_url, shortened
+from recsys_ray.reporting.points import best_point, mib_by_table, moving_average
+from recsys_ray.reporting.report import SHARDS_UNFOLDED, write_report
+from recsys_ray.reporting.run_record import RunRecord
 
 pytestmark = pytest.mark.unit
 
@@ -32,7 +39,10 @@ def record(**changes: Any) -> RunRecord:
     ]
     epochs = [{"step": 500 * i, "epoch": i, "auc": 0.7 + 0.01 * i, "ne": 0.9, "logloss": 0.6, "calibration": 1.0} for i in (1, 2)]
     whole = RunRecord(
-        outcome={"test_auc": 0.79123, "test_ne": 0.81234, "rows_per_second": 68123.4, "world_size": 2, "mlflow_run_id": "f00d"},
+        outcome={"test_auc": 0.79123, "test_ne": 0.81234, "rows_per_second": 68123.4, "world_size": 2, "tracking_run_id": "f00d"},
+        loss_name="log loss",
+        objective="ne",
+        lower_is_better=True,
         training=points,
         validation=epochs,
         calibration_curve=[{"predicted": i / 20, "observed": i / 21, "rows": 5000} for i in range(20)],
@@ -51,8 +61,37 @@ def record(**changes: Any) -> RunRecord:
     return dataclasses.replace(whole, **changes)
 
 
+def retrieval_metrics(recall: float, users: int, **others: float) -> dict[str, float]:
+    at = {f"{name}_at_{k}": recall for k in (10, 20, 100) for name in ("recall", "ndcg", "hit_rate")}
+    return {**at, "mrr": recall / 2, "users": float(users), **others}
+
+
+def two_tower_record() -> RunRecord:
+    """A Two Tower's run with rivals and seven groups of users; its recall goes on rising after its NDCG has peaked."""
+    coverage = {f"coverage_at_{k}": 0.1 for k in (10, 20, 100)}
+    groups = ("K-12 student", "college/grad student", "executive/managerial", "technician", "writer", "self-employed", NASTY)
+    comparison = [
+        {"name": "Two Tower", "metrics": retrieval_metrics(0.21234, 6040, **coverage)},
+        *({"name": f"Two Tower, occupation {group}", "metrics": retrieval_metrics(0.19, 1074)} for group in groups),
+        *({"name": name, "metrics": retrieval_metrics(0.11, 6040, **coverage)} for name in ("popularity", "iALS")),
+    ]
+    epochs = [
+        {"step": 500 * i, "epoch": i, **retrieval_metrics(0.1 * i, 6040), "ndcg_at_10": ndcg}
+        for i, ndcg in enumerate((0.1, 0.3, 0.2), start=1)
+    ]
+    return record(
+        outcome={"headline": ["recall_at_10", "ndcg_at_10", "mrr"], "comparison": comparison, "test_recall_at_10": 0.21234},
+        loss_name="softmax loss",
+        objective="ndcg_at_10",
+        lower_is_better=False,
+        validation=epochs,
+        comparison=comparison,
+        calibration_curve=[],
+    )
+
+
 class Balance(HTMLParser):
-    """Fails on a closing tag that does not close the tag last opened."""
+    """A parser that fails on a closing tag which does not close the tag last opened."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,19 +158,88 @@ def test_one_validation_and_one_step(tmp_path: Path) -> None:
 
 
 def test_retrieval_is_compared_with_its_rivals_instead_of_calibrated(tmp_path: Path) -> None:
-    metrics = {"recall_at_10": 0.2, "ndcg_at_10": 0.1, "users": 50.0}
-    rivals = [{"name": name, "metrics": metrics} for name in ("Two Tower", "popularity", NASTY)]
-    epochs = [{"step": 500, "epoch": 1, **metrics}]
-    outcome = {"headline": ["recall_at_10"], "comparison": rivals, "test_recall_at_10": 0.2}
-    text = page(tmp_path, record(outcome=outcome, validation=epochs, comparison=rivals, calibration_curve=[]))
+    text = page(tmp_path, two_tower_record())
     assert len(pictures(text)) == 6
     assert "Validation recall@10" in text and "recall@10 on test, compared" in text and "Calibration" not in text
-    assert "NDCG@10" in text and "&lt;b&gt;x&lt;/b&gt;" in text and NASTY not in text
+    assert "&lt;b&gt;x&lt;/b&gt;" in text and NASTY not in text
     assert "headline" not in text
 
 
+def test_comparison_has_a_table_for_each_k(tmp_path: Path) -> None:
+    text = page(tmp_path, two_tower_record())
+    tables = re.findall(r"<table><caption>(.*?)</caption><tr>(.*?)</tr>(.*?)</table>", text)
+    assert [title for title, _, _ in tables] == ["Top 10", "Top 20", "Top 100", "Over all ranks"]
+    heads = [re.findall(r"<th[^>]*>(.*?)</th>", head) for _, head, _ in tables]
+    assert heads == [["", "recall", "NDCG", "hit rate", "coverage"]] * 3 + [["", "MRR", "users"]]
+    assert all(body.count("<tr>") == 10 for _, _, body in tables)
+    assert '<td class="number">0.2123</td>' in tables[0][2] and '<td class="number">1,074</td>' in tables[3][2]
+
+
+def test_the_loss_has_its_own_name(tmp_path: Path) -> None:
+    softmax = page(tmp_path, two_tower_record())
+    assert "Mean softmax loss of the batches trained on, by step." in softmax and "log loss" not in softmax
+    assert "Mean log loss of the batches trained on, and of the whole validation split, by step." in page(tmp_path, record())
+    figure = figures.loss_figure(record().training, record().validation, "log loss")
+    assert figure is not None and figure.axes[0].get_ylabel() == "log loss" and len(figure.axes[0].lines) == 3
+
+
+def test_the_epoch_that_the_objective_chose_is_marked(tmp_path: Path) -> None:
+    run = two_tower_record()
+    best = best_point(run.validation, run.objective, run.lower_is_better)
+    assert best == 1, "NDCG peaks in the second of three epochs, recall in the third"
+    figure = figures.metric_figure(run.validation, "recall_at_10", best)
+    assert figure is not None and [text.get_text() for text in figure.axes[0].texts] == ["0.2000"]
+    assert "Marked is the epoch with the best NDCG@10" in page(tmp_path, run)
+    scores = [{"ne": value} for value in (0.9, math.nan, 0.8, 0.8, None)]
+    assert best_point(scores, "ne", lower_is_better=True) == 2 and best_point(scores, "ne", lower_is_better=False) == 0
+    assert best_point(scores, "auc", lower_is_better=False) is None
+
+
+LAYOUT = """
+<script>
+const broken = [];
+for (const cell of document.querySelectorAll("td, th, caption")) {
+  const nodes = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+  for (let node; (node = nodes.nextNode()); ) {
+    for (const word of node.data.matchAll(cell.className == "number" ? /\\S+/g : /[^\\s/-]+/g)) {
+      const range = document.createRange();
+      range.setStart(node, word.index);
+      range.setEnd(node, word.index + word[0].length);
+      if (new Set([...range.getClientRects()].map(box => box.top)).size > 1) broken.push(word[0]);
+    }
+  }
+}
+const boxes = [document.documentElement, ...document.querySelectorAll(".scroll")];
+const found = {broken, scrolling: boxes.filter(box => box.scrollWidth > box.clientWidth).length, width: innerWidth};
+document.body.textContent = "layout " + JSON.stringify(found) + " end";
+</script>
+"""
+
+
+@pytest.mark.parametrize("width", [1100, 700])
+def test_tables_fit_a_screen_and_break_no_number(tmp_path: Path, width: int) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("laying out a page needs Chromium, and there is none here")
+    laid_out = tmp_path / "laid_out.html"
+    laid_out.write_text(page(tmp_path, two_tower_record()).replace("</body>", LAYOUT + "</body>"))
+    options = (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--window-size={width},900",
+    )
+    dump = subprocess.run([browser, *options, "--dump-dom", str(laid_out)], capture_output=True, text=True, timeout=120)
+    measured = re.search(r"layout (\{.*?\}) end", html.unescape(dump.stdout))
+    assert measured, dump.stderr
+    assert json.loads(measured[1]) == {"broken": [], "scrolling": 0, "width": width}
+
+
 def test_of_nothing_at_all(tmp_path: Path) -> None:
-    text = page(tmp_path, RunRecord({}, [], [], [], [], [], {}, {}, {}))
+    lists = ("training", "validation", "calibration_curve", "comparison", "plan")
+    dicts = ("outcome", "seconds", "config", "dataset")
+    text = page(tmp_path, record(**{key: [] for key in lists}, **{key: {} for key in dicts}))
     assert pictures(text) == []
     assert "No table was sharded." in text and "Nothing is known of the dataset." in text
 
@@ -161,7 +269,7 @@ def test_replaces_an_older_report(tmp_path: Path) -> None:
 
 def test_small_tables_are_added_up() -> None:
     plan = [shard(f"t{i}", rank=i % 2, mib=100 - i) for i in range(20)] + [shard("t0", rank=1, mib=1)]
-    tables = figures.mib_by_table(plan, ranks=2)
+    tables = mib_by_table(plan, ranks=2, named=12)
     assert list(tables) == [*(f"t{i}" for i in range(12)), "other (8 tables)"]
     assert tables["t0"].tolist() == [100, 1]
     assert sum(mib.sum() for mib in tables.values()) == sum(row["mib"] for row in plan)
@@ -171,18 +279,18 @@ def test_names_in_pictures_are_taken_literally() -> None:
     names = ["_hidden", "$cost$", r"$\frac{$", NASTY]
     figure = figures.placement_figure([shard(name) for name in names], world_size=3)
     assert figure is not None
-    figures.as_data_url(figure)
+    as_data_url(figure)
     legend = figure.axes[0].get_legend()
     assert legend is not None and [text.get_text() for text in legend.get_texts()] == names
     assert figure.axes[0].get_ylim() == pytest.approx((2.6, -0.6)), "ranks without a shard are shown too"
 
 
 def test_long_names_keep_both_ends() -> None:
-    short = figures.shortened("user_history_of_categories_level_12")
+    short = shortened("user_history_of_categories_level_12")
     assert len(short) == 28 and short.startswith("user_hist") and short.endswith("level_12")
-    assert figures.shortened("user_id") == "user_id"
+    assert shortened("user_id") == "user_id"
 
 
 def test_moving_average_skips_what_is_not_finite() -> None:
-    assert figures.moving_average(np.array([1.0, np.nan, 3.0, 5.0]), 2).tolist() == pytest.approx([1, 2, 4, 4])
-    assert np.isnan(figures.moving_average(np.full(3, np.nan), 2)).all()
+    assert moving_average(np.array([1.0, np.nan, 3.0, 5.0]), 2).tolist() == pytest.approx([1, 2, 4, 4])
+    assert np.isnan(moving_average(np.full(3, np.nan), 2)).all()

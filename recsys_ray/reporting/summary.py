@@ -1,4 +1,4 @@
-"""outcome.json -> what a job prints at its end."""
+"""The text that a job prints at the end of a run, made from outcome.json."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from typing import Any
 
 
 def summary(outcome: dict[str, Any]) -> str:
-    """The test metrics that the model is judged by, and where it was compared a table with a line for each rival."""
+    """Returns the headline test metrics and the speed in one line, under a table with a line for each rival if there are any."""
     names = outcome["headline"]
-    metrics = "   ".join(f"test {spoken(name)} {outcome.get(f'test_{name}', float('nan')):.4f}" for name in names)
+    metrics = "   ".join(f"test {metric_label(name)} {outcome.get(f'test_{name}', float('nan')):.4f}" for name in names)
     line = f"{metrics}   {outcome['rows_per_second']:,.0f} rows/s on {outcome['world_size']} workers"
     return "\n".join([*comparison_table(outcome["comparison"]), line])
 
 
 def comparison_table(comparison: list[dict[str, Any]]) -> list[str]:
-    """A line for each entry, under a header; none of no entries."""
+    """Returns a header and a line for each entry, or nothing where there are no entries."""
     if not comparison:
         return []
     columns = [name for name in comparison[0]["metrics"] if name != "users"]
-    widths = [max(len(spoken(name)), 6) for name in columns]
+    widths = [max(len(metric_label(name)), 6) for name in columns]
     first = max(len(entry["name"]) for entry in comparison)
-    head = "  ".join(spoken(name).rjust(width) for name, width in zip(columns, widths, strict=True))
+    head = "  ".join(metric_label(name).rjust(width) for name, width in zip(columns, widths, strict=True))
     lines = [f"{'test':<{first}}  {head}  {'users':>9}"]
     for entry in comparison:
         values = (entry["metrics"].get(name) for name in columns)
@@ -29,7 +29,7 @@ def comparison_table(comparison: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def spoken(name: str) -> str:
-    """recall_at_10 -> recall@10, auc -> AUC: MLflow takes no @."""
-    name = name.replace("_at_", "@").replace("_", " ")
-    return name.upper() if name in ("auc", "ne", "mrr") else name.replace("ndcg", "NDCG")
+def metric_label(name: str) -> str:
+    """Returns a metric's name as people write it: recall_at_10 -> recall@10, auc -> AUC. MLflow allows no @ in names."""
+    label = name.replace("_at_", "@").replace("_", " ")
+    return label.upper() if label in ("auc", "ne", "mrr") else label.replace("ndcg", "NDCG")

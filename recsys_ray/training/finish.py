@@ -10,7 +10,8 @@ from typing import Any
 from recsys_ray.data.dataset.directory import DatasetDirectory, copy_encoding
 from recsys_ray.models.task import Evaluation
 from recsys_ray.reporting.outcome import OUTCOME_FILE, mean_rows_per_second, write_outcome
-from recsys_ray.reporting.report import RunRecord, write_report
+from recsys_ray.reporting.report import write_report
+from recsys_ray.reporting.run_record import RunRecord
 from recsys_ray.sharding.placement import table_shards
 from recsys_ray.training.checkpointing.checkpoints import weights_bytes
 from recsys_ray.training.checkpointing.warm_start import WEIGHTS_FILE
