@@ -70,6 +70,7 @@ def ids(found: pa.Table) -> list[int]:
     return found["item_id"].to_pylist()
 
 
+@pytest.mark.unit
 def test_best_items_come_first_with_their_columns_and_scores(index: LanceIndex) -> None:
     queries = vectors(5, seed=1)
     scores = queries @ vectors(ITEMS).T
@@ -80,6 +81,7 @@ def test_best_items_come_first_with_their_columns_and_scores(index: LanceIndex) 
     assert index.search(queries[:1], 3, columns=[])[0].column_names == ["item_id", "score"]
 
 
+@pytest.mark.unit
 def test_filters_and_exclusions(index: LanceIndex) -> None:
     query = vectors(2, seed=2)
     plain = [ids(found) for found in index.search(query, ITEMS)]
@@ -88,6 +90,7 @@ def test_filters_and_exclusions(index: LanceIndex) -> None:
     assert ids(found[1]) == [item for item in plain[1] if item % 3 == 1][:5]
 
 
+@pytest.mark.unit
 def test_no_items_after_a_filter_and_more_wanted_than_there_are(index: LanceIndex) -> None:
     query = vectors(1, seed=3)
     (nothing,) = index.search(query, 5, where="kind = 'none of them'")
@@ -96,6 +99,7 @@ def test_no_items_after_a_filter_and_more_wanted_than_there_are(index: LanceInde
     assert index.search(query, 5, exclude=[range(ITEMS)])[0].num_rows == 0
 
 
+@pytest.mark.unit
 def test_a_search_that_cannot_be_is_refused(index: LanceIndex) -> None:
     with pytest.raises(ValueError, match=r"shape \(1, 3\); this index wants \[any, 16\]"):
         index.search(np.zeros((1, 3), np.float32), 5)
@@ -107,6 +111,7 @@ def test_a_search_that_cannot_be_is_refused(index: LanceIndex) -> None:
         index.search(vectors(1), 5, where={"kind": "kind 1"})
 
 
+@pytest.mark.unit
 def test_index_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no index at .*build_index"):
         open_index(str(tmp_path), "v1")
@@ -115,6 +120,7 @@ def test_index_of_another_model_is_refused(tmp_path: Path) -> None:
         open_index(str(tmp_path), "v2")
 
 
+@pytest.mark.unit
 def test_rebuilt_index_is_served_whole_or_not_at_all(tmp_path: Path) -> None:
     """While the next one is written, and after that fails, the old one is served; a reader that opened it goes on."""
     old, query = build(tmp_path, vectors(20)), vectors(1, seed=4)
@@ -156,6 +162,7 @@ def test_large_catalogue_is_searched_by_as_many_lists_as_recall_wants(tmp_path: 
     assert rare.num_rows == 5, "lists beyond those of a search are scanned where a condition leaves too few"
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("name", INDEXES)
 def test_every_backend_provides_what_the_table_promises(name: str) -> None:
     backend = index_backend(f"{name}:anything")
@@ -167,6 +174,7 @@ def test_every_backend_provides_what_the_table_promises(name: str) -> None:
     assert list(inspect.signature(opened.search).parameters.values()) == list(promised_search.parameters.values())
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("uri", ["runs/x/index", "/databricks/index", "databricks", "s3://bucket/items", "C:/index"])
 def test_every_other_uri_is_a_place_of_lance(uri: str) -> None:
     assert index_backend(uri) is importlib.import_module(INDEXES["lance"])
@@ -224,6 +232,7 @@ class WorkspaceIndex:
 FILMS = "databricks:endpoint/main.x.films"
 
 
+@pytest.mark.unit
 def test_databricks_adapter_searches_as_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the adapter's own logic is tested: there is no workspace to run against."""
     workspace, query = Workspace(), vectors(1, seed=2)

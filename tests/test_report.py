@@ -23,8 +23,6 @@ from recsys_ray.reporting.points import best_point, mib_by_table, moving_average
 from recsys_ray.reporting.report import SHARDS_UNFOLDED, write_report
 from recsys_ray.reporting.run_record import RunRecord
 
-pytestmark = pytest.mark.unit
-
 NASTY = "<b>x</b>"
 
 
@@ -120,24 +118,32 @@ def pictures(text: str) -> list[str]:
     return [base64.b64decode(data).decode() for data in found]
 
 
-def test_all_pictures_and_nothing_from_outside(tmp_path: Path) -> None:
-    text = page(tmp_path, record())
-    assert len(pictures(text)) == text.count("<img") == 6
-    assert all("<svg" in picture and "</svg>" in picture for picture in pictures(text))
-    assert "<script" not in text
-    assert not re.search(r'(?:src|href)="(?!data:)', text)
-    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+@pytest.fixture(scope="module")
+def whole_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("whole")
+    text = page(folder, record())
+    assert [path.name for path in folder.iterdir()] == ["report.html"]
+    return text
 
 
-def test_numbers(tmp_path: Path) -> None:
-    text = page(tmp_path, record())
+@pytest.mark.unit
+def test_all_pictures_and_nothing_from_outside(whole_page: str) -> None:
+    assert len(pictures(whole_page)) == whole_page.count("<img") == 6
+    assert all("<svg" in picture and "</svg>" in picture for picture in pictures(whole_page))
+    assert "<script" not in whole_page
+    assert not re.search(r'(?:src|href)="(?!data:)', whole_page)
+
+
+@pytest.mark.unit
+def test_numbers(whole_page: str) -> None:
     for number in ("0.7912", "0.8123", "68,123", "1,000,209", "800,000", "f00d", "abc123", "label is missing"):
-        assert number in text
-    assert "He et al. 2014" in text
-    assert "3 tables in 3 shards, 3.0 MiB" in text
-    assert "20 bins of 5,000 rows" in text
+        assert number in whole_page
+    assert "He et al. 2014" in whole_page
+    assert "3 tables in 3 shards, 3.0 MiB" in whole_page
+    assert "20 bins of 5,000 rows" in whole_page
 
 
+@pytest.mark.unit
 def test_names_are_escaped(tmp_path: Path) -> None:
     reasons = {"rows": {"train": 1}, "rejected_reasons": {"<i>y</i>": 1}}
     text = page(tmp_path, record(outcome={"launcher": "<u>z</u>"}, dataset=reasons))
@@ -236,10 +242,16 @@ def test_tables_fit_a_screen_and_break_no_number(tmp_path: Path, width: int) -> 
     assert json.loads(measured[1]) == {"broken": [], "scrolling": 0, "width": width}
 
 
-def test_of_nothing_at_all(tmp_path: Path) -> None:
+def empty(**changes: Any) -> RunRecord:
+    """Returns the record of a run of which nothing is known, but for the changes."""
     lists = ("training", "validation", "calibration_curve", "comparison", "plan")
     dicts = ("outcome", "seconds", "config", "dataset")
-    text = page(tmp_path, record(**{key: [] for key in lists}, **{key: {} for key in dicts}))
+    return record(**({key: [] for key in lists} | {key: {} for key in dicts} | changes))
+
+
+@pytest.mark.unit
+def test_of_nothing_at_all(tmp_path: Path) -> None:
+    text = page(tmp_path, empty())
     assert pictures(text) == []
     assert "No table was sharded." in text and "Nothing is known of the dataset." in text
 
@@ -255,18 +267,21 @@ def test_values_that_are_not_finite(tmp_path: Path, bad: float) -> None:
     assert text.count("<b>n/a</b>") == 2
 
 
+@pytest.mark.unit
 def test_shards_are_folded_when_many(tmp_path: Path) -> None:
-    assert "shards</summary>" not in page(tmp_path, record(plan=[shard(f"t{i}") for i in range(SHARDS_UNFOLDED)]))
-    text = page(tmp_path, record(plan=[shard(f"t{i}", rank=i % 64) for i in range(500)]))
-    assert "All 500 shards</summary>" in text
-    assert len(re.findall(r"<td>t\d+</td>", text)) == 500
+    assert "shards</summary>" not in page(tmp_path, empty(plan=[shard(f"t{i}") for i in range(SHARDS_UNFOLDED)]))
+    text = page(tmp_path, empty(plan=[shard(f"t{i}", rank=i % 8) for i in range(SHARDS_UNFOLDED + 1)]))
+    assert f"All {SHARDS_UNFOLDED + 1} shards</summary>" in text
+    assert len(re.findall(r"<td>t\d+</td>", text)) == SHARDS_UNFOLDED + 1
 
 
+@pytest.mark.unit
 def test_replaces_an_older_report(tmp_path: Path) -> None:
-    page(tmp_path, record())
-    assert "0.5555" in page(tmp_path, record(outcome={"test_auc": 0.5555}))
+    assert "0.5555" not in page(tmp_path, empty(outcome={"test_auc": 0.7912}))
+    assert "0.5555" in page(tmp_path, empty(outcome={"test_auc": 0.5555}))
 
 
+@pytest.mark.unit
 def test_small_tables_are_added_up() -> None:
     plan = [shard(f"t{i}", rank=i % 2, mib=100 - i) for i in range(20)] + [shard("t0", rank=1, mib=1)]
     tables = mib_by_table(plan, ranks=2, named=12)
@@ -275,6 +290,7 @@ def test_small_tables_are_added_up() -> None:
     assert sum(mib.sum() for mib in tables.values()) == sum(row["mib"] for row in plan)
 
 
+@pytest.mark.unit
 def test_names_in_pictures_are_taken_literally() -> None:
     names = ["_hidden", "$cost$", r"$\frac{$", NASTY]
     figure = figures.placement_figure([shard(name) for name in names], world_size=3)
@@ -285,12 +301,14 @@ def test_names_in_pictures_are_taken_literally() -> None:
     assert figure.axes[0].get_ylim() == pytest.approx((2.6, -0.6)), "ranks without a shard are shown too"
 
 
+@pytest.mark.unit
 def test_long_names_keep_both_ends() -> None:
     short = shortened("user_history_of_categories_level_12")
     assert len(short) == 28 and short.startswith("user_hist") and short.endswith("level_12")
     assert shortened("user_id") == "user_id"
 
 
+@pytest.mark.unit
 def test_moving_average_skips_what_is_not_finite() -> None:
     assert moving_average(np.array([1.0, np.nan, 3.0, 5.0]), 2).tolist() == pytest.approx([1, 2, 4, 4])
     assert np.isnan(moving_average(np.full(3, np.nan), 2)).all()

@@ -18,7 +18,7 @@ from recsys_ray.models.task import Task
 from recsys_ray.models.two_tower import TwoTowerConfig
 from recsys_ray.models.two_tower_batch import candidate_batch, query_batch
 from recsys_ray.schema import Categorical, Column, Dense, Label, Schema
-from recsys_ray.sharding.planner import initialise_tables, shard
+from recsys_ray.sharding.sharded_model import initialise_tables, shard_model
 from recsys_ray.training.optimizers import build_optimizer
 from recsys_ray.training.steps import make_step, pipelined_step, train_steps
 
@@ -78,7 +78,7 @@ def task(schema: Schema = SCHEMA, **settings: Any) -> Task:
 
 
 def sharded(made: Task, world: World) -> Any:
-    model = shard(made.module, world, ShardingConfig(), OptimizerConfig(), ROWS)
+    model = shard_model(made.module, world, sharding=ShardingConfig(), optimizer=OptimizerConfig(), local_batch=ROWS)
     initialise_tables(model, 0.3, 1)
     return model
 
@@ -97,7 +97,10 @@ def test_pipelined_epochs_train_as_plain_ones(world: World, settings: dict[str, 
         optimizer = build_optimizer(model, OptimizerConfig())
         step = (pipelined_step if pipelined else make_step)(model, optimizer, world)
         batches = (made.to_batch(columns(seed % 3)) for seed in range(12))
-        losses = [float(loss) for loss in train_steps(step, batches, optimizer, 0, LoopConfig(), OptimizerConfig(), 0)]
+        losses = [
+            float(loss)
+            for loss in train_steps(step, batches, optimizer, loop=LoopConfig(), rates=OptimizerConfig(), done=0, rank=0)
+        ]
         return losses, model.state_dict()
 
     (plain_losses, plain), (losses, weights) = trained(False), trained(True)
@@ -109,6 +112,7 @@ def _value(tensor: Any) -> torch.Tensor:
     return tensor.local_shards()[0].tensor if hasattr(tensor, "local_shards") else tensor
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("pooling", ["attention", "mean"])
 def test_one_side_alone_gives_the_vectors_of_both(world: World, pooling: str) -> None:
     """Also for rows without any history."""
@@ -124,6 +128,7 @@ def test_one_side_alone_gives_the_vectors_of_both(world: World, pooling: str) ->
     assert queries.isfinite().all()
 
 
+@pytest.mark.unit
 def test_no_layers_and_one_column_a_side_is_matrix_factorisation(world: World) -> None:
     made = task(Schema((USER, ITEM)), query_layers=(), candidate_layers=())
     model = sharded(made, world)
@@ -151,6 +156,7 @@ def test_attention_learns_which_position_counts(world: World) -> None:
     assert bias[0] > bias[1:].max() + 0.5
 
 
+@pytest.mark.unit
 def test_uniform_negatives_are_items_of_the_catalogue_drawn_by_the_batch(world: World) -> None:
     made = task(uniform_negatives=32)
     batch, again, other = (made.to_batch(columns(seed)) for seed in (0, 0, 1))
@@ -168,6 +174,7 @@ def test_uniform_negatives_are_items_of_the_catalogue_drawn_by_the_batch(world: 
     assert (task(log_q=False).to_batch(columns(0)).log_q == 0).all()
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(("kept", "message"), [
     ((COLUMNS[0], *COLUMNS[2:]), 'no user key: set "key": true at the column that tells users apart'),
     (COLUMNS[:5], 'no item key: set "key": true at the column that tells items apart'),
@@ -178,6 +185,7 @@ def test_schemas_that_cannot_be_retrieved_from_are_refused(kept: tuple[Column, .
         task(Schema(kept))
 
 
+@pytest.mark.unit
 def test_losses_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="uniform and hard ones are the softmax's"):
         task(loss="bce", uniform_negatives=8)
@@ -185,6 +193,7 @@ def test_losses_that_cannot_be_are_refused() -> None:
         task(Schema(COLUMNS[1:]), loss="bce")
 
 
+@pytest.mark.unit
 def test_dlrm_without_a_label_is_refused() -> None:
     from recsys_ray.models.dlrm import DLRMConfig
 
