@@ -103,7 +103,8 @@ def test_cluster_mounts_and_installs_what_the_repository_has() -> None:
     text = "\n".join(CLUSTER["setup_commands"])
     locks = re.findall(r"\w+\.lock", text)
     assert sorted(locks) == ["cpu.lock", "gpu.lock"] and all((ROOT / "requirements" / lock).exists() for lock in locks)
-    assert re.findall(r"uv==[\d.]+", text) == re.findall(r"uv==[\d.]+", (ROOT / "Makefile").read_text())
+    uv = re.findall(r"uv==[\d.]+", text)
+    assert uv and uv == re.findall(r"uv==[\d.]+", (ROOT / "Makefile").read_text())
     assert "RAY_AUTH_MODE=token" in text
 
 
@@ -164,6 +165,7 @@ def test_image_copies_what_the_repository_has() -> None:
     lines = (ROOT / "deploy" / "Dockerfile").read_text().splitlines()
     sources = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
     allowed = [line.removeprefix("!") for line in (ROOT / "deploy" / "Dockerfile.dockerignore").read_text().splitlines()]
+    assert sources
     for source in sources:
         assert all((ROOT / source.replace("${LOCK}", lock)).exists() for lock in ("cpu", "gpu"))
         assert source.split("/")[0] in allowed

@@ -23,7 +23,7 @@ import pytest
 from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.config import LaunchConfig, SparkConfig, TrainConfig
 from recsys_ray.launch.launcher import launcher
-from tests.support.processes import MARK, gone, marked, needs_java
+from tests.support.processes import MARK, marked, needs_java, wait_until_gone
 from tests.support.ray_head import Head, listed, ray_head, submit
 
 ROOT = Path(__file__).parent.parent
@@ -84,7 +84,7 @@ def test_nothing_is_left(dataset: Path, tmp_path: Path, temporary: Path, argumen
     if number == signal.SIGTERM:
         steps = re.findall(r"epoch \d+/500 +step +(\d+) ", (tmp_path / "log").read_text())
         assert CheckpointStore(str(tmp_path / "run" / "checkpoints")).committed()[0] == max(map(int, steps))
-    assert gone(lambda: marked(mark)) == []
+    assert wait_until_gone(lambda: marked(mark)) == []
     assert segments() == before
     assert list(temporary.glob("*_filelock")) == []
     assert list(temporary.glob("recsys_ray*")) == []
@@ -113,8 +113,8 @@ def test_nothing_is_left_on_a_ray_cluster_that_goes_on(head: Head, dataset: Path
     wait_for_steps(job, tmp_path)
     assert {"RayTrainWorker", "TrainController"} <= set(held(head)) and segments() > before
     interrupt(job, tmp_path, signal.SIGINT)
-    assert gone(lambda: held(head), seconds=60) == []
-    assert gone(lambda: segments() - before) == []
+    assert wait_until_gone(lambda: held(head), seconds=60) == []
+    assert wait_until_gone(lambda: segments() - before) == []
 
 
 def wait_long(config: TrainConfig) -> None:
@@ -148,4 +148,4 @@ def test_no_spark_job_is_left_in_a_session_that_goes_on(tmp_path: Path, monkeypa
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         assert process.submit(interrupted_in_a_session, tmp_path).result() == ([], 7)
     workers = [int(file.read_text()) for file in tmp_path.glob("pid-*")]
-    assert gone(lambda: [str(pid) for pid in workers if psutil.pid_exists(pid)]) == []
+    assert wait_until_gone(lambda: [str(pid) for pid in workers if psutil.pid_exists(pid)]) == []

@@ -77,7 +77,7 @@ def test_k_beyond_the_catalogue_finds_everything_that_is_in_it() -> None:
 def test_a_worker_without_users_has_nothing_to_add() -> None:
     nothing = Pairs.of(torch.zeros(0).long(), torch.zeros(0).long())
     found = ranked(torch.zeros(0, 4), nothing, torch.zeros(0).long(), nothing, 2)
-    assert all(values.shape == (0,) for values in found.metrics.values()) and not found.recommended[2].any()
+    assert found.metrics and all(values.shape == (0,) for values in found.metrics.values()) and not found.recommended[2].any()
 
 
 def test_a_choice_among_equal_scores_comes_last() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from recsys_ray.datasets import synthetic
-from tests.support.processes import MARK, gone, marked, needs_java
+from tests.support.processes import MARK, marked, needs_java, wait_until_gone
 
 ROOT = Path(__file__).parent.parent
 RAY_AGENT = r"\d+ ray::(Dashboard|RuntimeEnv)Agent"
@@ -26,7 +26,7 @@ def mark() -> Iterator[str]:
     meanwhile."""
     mark = uuid.uuid4().hex
     yield mark
-    assert gone(lambda: marked(mark), seconds=90) == []
+    assert wait_until_gone(lambda: marked(mark), seconds=90) == []
 
 
 @needs_java
@@ -41,4 +41,4 @@ def test_prepares_and_trains_and_leaves_nothing(tmp_path: Path, mark: str) -> No
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     outcome = json.loads((tmp_path / "run" / "outcome.json").read_text())
     assert outcome["world_size"] == 2 and outcome["launcher"] == "ray" and outcome["test_auc"] > 0.55
-    assert gone(lambda: [line for line in marked(mark) if not re.match(RAY_AGENT, line)]) == []
+    assert wait_until_gone(lambda: [line for line in marked(mark) if not re.match(RAY_AGENT, line)]) == []

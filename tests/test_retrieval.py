@@ -232,7 +232,7 @@ def test_index_of_a_run_finds_what_its_vectors_say(ray_session: None, run: Path,
     assert found["item_id"].to_pylist() == kept["item_id"].take(pa.array(order)).to_pylist()
     (page,) = recommendations(run, str(tmp_path / "index"), 1, "title")
     liked, recommended = (part.split("\n  ")[1:] for part in page.split("and is recommended"))
-    assert len(recommended) == 10 and all("item " in line for line in [*liked, *recommended])
+    assert liked and len(recommended) == 10 and all("item " in line for line in [*liked, *recommended])
     assert not {line.strip() for line in liked} & {line.split("  ", 1)[1].strip() for line in recommended}
 
 

@@ -1,9 +1,9 @@
-"""Many runs, each with a SIGKILL at a random moment: do all end in the weights of the run that nobody disturbed?
+"""Runs training jobs with a SIGKILL at a random moment each, and checks that all end in the weights of an undisturbed run.
 
     make chaos                                           # ten under local, ten under Ray
     python -m tests.chaos --engines local --runs 40 --first-seed 1000
 
-Prints a line for each kill and a table of the time from the kill to the first new step; the last line is JSON.
+Prints a line for each kill, and a table of the time from the kill to the first new step; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ PARTS = ("detection", "restart", "join and build", "load", "first batch and step
 
 @dataclass(frozen=True)
 class Chaos:
+    """Settings of the command line."""
+
     engines: tuple[str, ...] = ("local", "ray")
     runs: int = 10
-    """Of each engine."""
+    """Runs on each engine."""
     first_seed: int = 1
     rows: int = 61_000
 
@@ -70,7 +72,7 @@ def _kill_all(chaos: Chaos, engine: str, folder: Path) -> list[Outcome]:
 
 
 def _medians(outcomes: list[Outcome]) -> dict[str, float]:
-    """Of the kills after which something was left to train, by the launcher itself or by the next start."""
+    """Returns the median seconds of each part, over the kills after which a step was left to train."""
     timed = [found.seconds for found in outcomes if found.seconds]
     return {part: round(statistics.median(seconds[part] for seconds in timed), 2) for part in PARTS} if timed else {}
 

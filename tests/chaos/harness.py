@@ -1,6 +1,6 @@
-"""A real training job, a SIGKILL at a random moment, and the same command again until it is done.
+"""A training job that receives a SIGKILL at a random moment, and is started again until it ends.
 
-What is killed, and when, follows from a seed, so that a failure can be tried again.
+A seed decides what is killed and when, so that a failure can be reproduced.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.support.processes import MARK, gone, marked
+from tests.support.processes import MARK, ROOT, marked, wait_until_gone
 
-ROOT = Path(__file__).parent.parent.parent
 WORKERS = 2
 EPOCHS = 2
 PHASES = ("step", "save", "evaluation", "edge", "any")
 KEPT_BY_OTHERS = {"local": ("torchinductor_",), "ray": ("torchinductor_", "ray", "pymp-")}
-"""Torch's cache, Ray's session folder, and what Ray's dashboard leaves."""
+"""Prefixes of temporary files that are not the job's own: torch's cache, Ray's session folder, those of Ray's dashboard."""
 PART = re.compile(r"first step [\d.]+ s after the worker began: (.*)")
 
 
 @dataclass(frozen=True)
 class Kill:
-    """What to do to one run. `phase` any: at any moment, start-up included."""
+    """The process to kill in one run, and the phase of the run to kill it in; "any" includes start-up."""
 
     seed: int
     engine: str
     victim: str
-    """worker, driver, or under Ray node: its raylet and all workers."""
+    """worker, driver, or under Ray node: the raylet and all workers."""
     phase: str
 
     @staticmethod
     def drawn(seed: int, engine: str) -> Kill:
+        """Draws victim and phase from the seed."""
         draw = random.Random(seed)
         victims = ["worker", "worker", "driver"] + (["node"] if engine == "ray" else [])
         return Kill(seed, engine, draw.choice(victims), draw.choice(PHASES))
@@ -49,18 +49,20 @@ class Kill:
 
 @dataclass
 class Outcome:
-    """`killed`: whether the job was there to be killed; `seconds`: from then to the first new step, by part."""
+    """What one kill led to."""
 
     kill: Kill
     killed: bool = False
+    """Whether the job was still running when it was to be killed."""
     weights: bytes = b""
     starts: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    """From the kill to the first new step, by part; empty if no step was left to train."""
     left: list[str] = field(default_factory=list)
 
 
 class Job:
-    """`jobs/train_dlrm.py` in a run directory of its own, with its own temporary folder."""
+    """A run of `jobs/train_dlrm.py`, with a run directory and a temporary folder of its own."""
 
     def __init__(self, dataset: Path, folder: Path, engine: str, flags: tuple[str, ...] = ()) -> None:
         self.run_dir, self.log = folder / "run", folder / "log"
@@ -74,41 +76,48 @@ class Job:
         folder.mkdir(parents=True)
 
     def start(self) -> subprocess.Popen[bytes]:
+        """Starts the job, or starts it again in the same run directory."""
         environment = {**os.environ, MARK: self.mark, "TMPDIR": str(self.temporary)}
         with self.log.open("ab") as log:
             return subprocess.Popen(self.command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
 
     def text(self) -> str:
+        """Returns what the job has printed so far, in all its starts."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def workers(self) -> dict[int, int]:
-        """Rank -> process of the attempt that began last."""
+        """Returns process ids by rank, of the attempt that began last."""
         records = []
         for file in self.run_dir.glob(".workers/*/rank-*.json"):
             try:
                 records.append((file.parent, json.loads(file.read_text())))
-            except (OSError, ValueError):  # just being cleared away
+            except (OSError, ValueError):  # being removed
                 continue
         last = max(records, key=lambda entry: entry[1]["began"], default=(None, None))[0]
         return {record["rank"]: record["pid"] for folder, record in records if folder == last}
 
     def raylets(self) -> list[int]:
+        """Returns the process ids of the job's raylets."""
         return [int(line.split()[0]) for line in marked(self.mark) if "/raylet " in line]
 
     def left(self) -> list[str]:
-        """Processes, shared memory and temporary files that the job left; wants the machine for itself."""
-        found = gone(lambda: marked(self.mark), 90)  # those of Ray that outlive a killed job end by themselves
-        found += gone(lambda: _names("/dev/shm") - self._shared_before, 30)
-        found += gone(lambda: {name for name in _names(self.temporary) if not name.startswith(KEPT_BY_OTHERS[self._engine])}, 30)
+        """Returns processes, shared memory and temporary files that the job left. Nothing else may run on the machine."""
+        found = wait_until_gone(lambda: marked(self.mark), 90)  # processes of Ray that outlive a killed job end by themselves
+        found += wait_until_gone(lambda: _names("/dev/shm") - self._shared_before, 30)
+        found += wait_until_gone(self._temporary_files, 30)
         shutil.rmtree(self.temporary, ignore_errors=True)
         return found
 
+    def _temporary_files(self) -> set[str]:
+        return {name for name in _names(self.temporary) if not name.startswith(KEPT_BY_OTHERS[self._engine])}
+
     def weights(self) -> bytes:
+        """Returns the file of the exported weights."""
         return (self.run_dir / "model" / "weights.safetensors").read_bytes()
 
 
 def uninterrupted(dataset: Path, folder: Path, engine: str) -> tuple[bytes, float]:
-    """Final weights, and the seconds that the job took."""
+    """Runs a job that nothing disturbs. Returns its weights and how many seconds it took."""
     job, began = Job(dataset, folder, engine), time.monotonic()
     process = job.start()
     if process.wait(300):
@@ -120,6 +129,7 @@ def uninterrupted(dataset: Path, folder: Path, engine: str) -> tuple[bytes, floa
 
 
 def run(kill: Kill, dataset: Path, folder: Path, whole_seconds: float) -> Outcome:
+    """Runs a job, kills it, and starts it again unless its launcher does. An undisturbed run takes `whole_seconds`."""
     job, outcome = Job(dataset, folder, kill.engine), Outcome(kill)
     draw = random.Random(f"{kill.seed} moment")
     process = job.start()
@@ -148,8 +158,7 @@ def run(kill: Kill, dataset: Path, folder: Path, whole_seconds: float) -> Outcom
 
 
 def _await(phase: str, job: Job, process: subprocess.Popen[bytes], draw: random.Random, whole_seconds: float) -> bool:
-    """Returns at the moment to kill; False where the job was done before that."""
-    steps = [int(step) for step in re.findall(r"\((\d+) an epoch\)", job.text())]
+    """Waits for the moment to kill. Returns False if the job ends first."""
     deadline, delay = time.monotonic() + 240, draw.uniform(0, 0.3)
     wanted_step, wanted_save = draw.randint(1, 40), draw.randint(0, 3)
     at = time.monotonic() + draw.uniform(0.2, 0.95) * whole_seconds
@@ -177,7 +186,10 @@ def _await(phase: str, job: Job, process: subprocess.Popen[bytes], draw: random.
 
 
 def _recovery(job: Job, process: subprocess.Popen[bytes], killed: float, before: set[int], lines: int) -> dict[str, float]:
-    """Detection: until the workers that were left are gone. Restart: until the first new one runs our code."""
+    """Waits for the first new step. Returns the seconds by part.
+
+    Detection lasts until the remaining workers are gone, restart until the first new one has begun.
+    """
     detected = began = 0.0
     while process.poll() is None and len(PART.findall(job.text())) <= lines:
         now = time.time()

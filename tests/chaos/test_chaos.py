@@ -1,4 +1,4 @@
-"""`make chaos` in short: a worker is killed within a save, and its launcher starts the workers again."""
+"""One run of `make chaos`: a worker is killed while it saves, and its launcher starts the workers again."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A dataset whose rows are numbered, and training that writes down which rows each step had.
+"""A dataset of numbered rows, and training that records which rows each step had.
 
-python -m tests.support.audit --data.path ... --run-dir ...      # as jobs/train_dlrm.py, audited
+python -m tests.support.audit --data.path ... --run-dir ...      # jobs/train_dlrm.py, with the rows recorded
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from recsys_ray.config import PrepareConfig, SplitConfig, TrainConfig
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.launch import stopping
 from recsys_ray.launch.launcher import launcher
+from recsys_ray.models.dlrm import DLRMConfig
 from tests.support.faults import batches_through
 from tests.support.runs import logged_train
 
@@ -31,7 +32,7 @@ ROWS, ROW, BLOCK_ROWS = 24_000, "row", 128
 
 
 def numbered_rows(root: Path) -> Path:
-    """A dataset directory whose timestamp, which no model reads, is the row's number; all rows are for training."""
+    """Prepares a dataset directory whose timestamp, which no model reads, is the row's number; all rows are for training."""
     draw = np.random.default_rng(0)
     user, item = draw.integers(0, 300, ROWS), draw.integers(0, 200, ROWS)
     label = (draw.random(ROWS) < 0.2 + 0.6 * ((user + item) % 3 == 0)).astype(np.int64)
@@ -50,7 +51,6 @@ def audited_train(config: TrainConfig, stop_after: int = 0, pace: float = 0) -> 
 
     Requests a stop at step `stop_after`, and sleeps `pace` seconds before each step. Each rank logs to a file.
     """
-    stopping.LOOK_SECONDS = 0  # the whole run takes no longer
     run_dir, place = Path(config.run_dir), f"{os.environ['RANK']}-{os.environ['WORLD_SIZE']}"
     store = CheckpointStore(str(run_dir / "checkpoints"))
     saved = store.committed()
@@ -61,7 +61,8 @@ def audited_train(config: TrainConfig, stop_after: int = 0, pace: float = 0) -> 
             rows, step = columns[ROW][columns[ROW_WEIGHT] > 0], next(steps)
             np.save(run_dir / f"rows-{step}-{time.time_ns()}-{place}.npy", rows.numpy())
             if step == stop_after:
-                (run_dir / stopping.STOP).touch()
+                (run_dir / stopping.STOP_FILE).touch()
+                time.sleep(1.1 * stopping.CHECK_SECONDS)  # so that it is seen after this very step
             time.sleep(pace)
             yield columns
 
@@ -70,7 +71,7 @@ def audited_train(config: TrainConfig, stop_after: int = 0, pace: float = 0) -> 
 
 
 def rows_by_step(run_dir: Path, steps: int) -> list[np.ndarray]:
-    """Of every step, the rows that count: where one was done again after a failure, those of the last time."""
+    """Returns the sorted row numbers of each step, without padding; those of the last attempt where a step was repeated."""
     files: dict[int, list[tuple[int, int, int, Path]]] = {}
     for file in run_dir.glob("rows-*.npy"):
         step, when, rank, workers = map(int, file.stem.removeprefix("rows-").split("-"))
@@ -84,14 +85,16 @@ def _last(files: list[tuple[int, int, int, Path]]) -> list[Path]:
 
 
 def assert_every_row_once_an_epoch(rows: list[np.ndarray], global_batch: int) -> None:
+    """Fails unless `rows`, one array a step, are whole epochs in each of which every row was trained once."""
     steps = -(-ROWS // global_batch)
+    assert rows and len(rows) % steps == 0
     for epoch in range(0, len(rows), steps):
         assert np.array_equal(np.sort(np.concatenate(rows[epoch : epoch + steps])), np.arange(ROWS))
 
 
 if __name__ == "__main__":
-    wanted = tyro.cli(TrainConfig, config=(tyro.conf.AvoidSubcommands,))
-    # By its name, which workers can import, and not as part of __main__.
+    wanted = tyro.cli(TrainConfig, default=TrainConfig(model=DLRMConfig()), config=(tyro.conf.AvoidSubcommands,))
+    # Workers can import the function by this name, but not from __main__.
     from tests.support.audit import audited_train as train_with_audit
 
     with launcher(wanted.launch) as engine:

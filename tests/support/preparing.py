@@ -1,4 +1,4 @@
-"""Small Parquet inputs for preparation, and its output read back as the README shows."""
+"""Small Parquet inputs for preparation, and dataset directories read back with plain Mosaic Streaming."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CLICKS: tuple[Column, ...] = (
 
 
 def clicks(rows: int = 2000, seed: int = 0) -> dict[str, Any]:
-    """Columns for the schema CLICKS. `at` is different in every row, so it tells rows apart."""
+    """Returns random columns for the schema CLICKS. `at` differs in every row, and so identifies it."""
     random = np.random.default_rng(seed)
     return {
         "click": random.integers(0, 2, rows),
@@ -38,7 +38,7 @@ def clicks(rows: int = 2000, seed: int = 0) -> dict[str, Any]:
 
 
 def write_input(folder: Path, columns: Any = None, schema: tuple[Column, ...] = CLICKS, files: int = 1) -> Path:
-    """A folder of Parquet files with a schema.json."""
+    """Writes a folder of Parquet files and a schema.json."""
     table = columns if isinstance(columns, pa.Table) else pa.table(columns or clicks())
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "schema.json").write_text(Schema(schema).to_json())
@@ -49,10 +49,12 @@ def write_input(folder: Path, columns: Any = None, schema: tuple[Column, ...] = 
 
 
 def config_for(folder: Path, **settings: Any) -> PrepareConfig:
+    """Returns the settings that prepare `folder` into the folder `dataset` beside it."""
     return PrepareConfig(**({"parquet": str(folder), "out": str(folder.parent / "dataset"), "block_rows": 64} | settings))
 
 
 def to_frame(block: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Returns the rows of a row block; a multi-valued column holds arrays."""
     lists = {
         name: np.split(block[name], np.cumsum(block[f"{name}.lengths"])[:-1]) for name in block if f"{name}.lengths" in block
     }
@@ -60,6 +62,6 @@ def to_frame(block: dict[str, np.ndarray]) -> pd.DataFrame:
 
 
 def read_split(root: Path, split: str) -> tuple[pd.DataFrame, list[int]]:
-    """All rows of a split, and how many each block has."""
+    """Returns all rows of a split, and the number of rows in each block."""
     frames = [to_frame(block) for block in StreamingDataset(local=str(root / split), batch_size=1)]
     return pd.concat(frames), [len(frame) for frame in frames]

@@ -1,4 +1,4 @@
-"""Processes that tests start: free ports for them, a mark by which they are found again, and whether there is Java for Spark."""
+"""Processes that tests start: free ports, a mark in the environment that finds them again, and the condition for Spark."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
+"""The repository."""
 MARK = "RECSYS_RAY_TEST_MARK"
+"""The environment variable that marks the processes of one test."""
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java 17, and there is no java here")
 
 
 def free_ports(count: int) -> list[int]:
+    """Returns TCP ports of this machine that are free now."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for free in sockets:
@@ -24,20 +28,20 @@ def free_ports(count: int) -> list[int]:
 
 
 def marked(mark: str) -> list[str]:
-    """Command lines of the living processes that carry the mark in their environment."""
+    """Returns ids and command lines of the live processes whose environment holds the mark."""
     found = []
     for process in Path("/proc").iterdir():
         try:
             if process.name.isdigit() and f"{MARK}={mark}".encode() in (process / "environ").read_bytes():
                 found.append(process.name + " " + (process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:  # it ended meanwhile
+        except OSError:  # the process has ended
             continue
     return found
 
 
-def gone(what: Callable[[], Collection[str]], seconds: float = 20) -> list[str]:
-    """What is left when time is up; empty as soon as nothing is."""
+def wait_until_gone(find: Callable[[], Collection[str]], seconds: float = 20) -> list[str]:
+    """Polls `find` until it returns nothing. Returns what is left after `seconds`."""
     deadline = time.monotonic() + seconds
-    while (left := what()) and time.monotonic() < deadline:
+    while (left := find()) and time.monotonic() < deadline:
         time.sleep(0.2)
     return list(left)

@@ -1,4 +1,4 @@
-"""A Ray head as a user starts one, alone in a folder and on ports of its own; what it started is gone afterwards."""
+"""A Ray head started with `ray start`, isolated by its own folder and ports, and stopped with everything that it started."""
 
 from __future__ import annotations
 
@@ -20,28 +20,30 @@ from typing import Any
 import psutil
 import ray
 
-from tests.support.processes import free_ports
+from tests.support.processes import ROOT, free_ports
 
-ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 START_SECONDS = 120
 
 
 @dataclass(frozen=True)
 class Head:
+    """A running Ray head."""
+
     address: str
-    """Of the job server and of the state API."""
+    """URL of the job server and the state API."""
     gcs: str
-    """What a driver has as RAY_ADDRESS."""
+    """A driver's RAY_ADDRESS."""
     environment: dict[str, str]
-    """Of the head, and of whoever submits to it."""
+    """Environment of the head, for those who submit jobs to it."""
 
 
 @contextmanager
 def ray_head(log: Path, arguments: Callable[[str], list[str]], **environment: str) -> Iterator[Head]:
-    """`arguments` of `ray start`, given the address that the head will have.
+    """Starts a head and stops it at the end, and fails if a process is left.
 
-    Stopped by signal: `ray stop` would stop every other Ray on this machine too.
+    `arguments` returns further arguments of `ray start`, given the head's address. The head is stopped by signal, because
+    `ray stop` would stop every other Ray on this machine too.
     """
     folder = tempfile.mkdtemp(prefix="ray-head-")  # short, because sockets live there
     port, dashboard, agent = free_ports(3)
@@ -67,7 +69,7 @@ def ray_head(log: Path, arguments: Callable[[str], list[str]], **environment: st
 
 
 def _end_all_of(folder: str) -> list[psutil.Process]:
-    """Fake nodes' log monitors outlive their raylets; a failed test leaves those as well. Returns what would not end."""
+    """Kills what outlives the head, such as the log monitors of fake nodes. Returns the processes that do not end."""
     mine = [process for process in psutil.process_iter() if _belongs(process, folder)]
     for process in mine:
         process.kill()
@@ -82,7 +84,7 @@ def _belongs(process: psutil.Process, folder: str) -> bool:
 
 
 def submit(head: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`ray job submit`, which takes no job before the head's agent is up: hence the tries."""
+    """Runs `ray job submit`, and repeats it until the head's agent, which takes jobs, is up."""
     command = [BIN / "ray", "job", "submit", "--address", head.address, "--working-dir", ".", *arguments]
     deadline = time.monotonic() + START_SECONDS
     while True:
@@ -94,10 +96,11 @@ def submit(head: Head, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def get(url: str) -> Any:
+    """Returns the JSON at a URL."""
     with urllib.request.urlopen(url, timeout=10) as answer:
         return json.load(answer)
 
 
 def listed(head: Head, what: str) -> list[dict[str, Any]]:
-    """The state API's list of "nodes", "actors" or "placement_groups"."""
+    """Returns the state API's list of "nodes", "actors", "jobs" or "placement_groups"."""
     return get(f"{head.address}/api/v0/{what}")["data"]["result"]["result"]

@@ -1,4 +1,4 @@
-"""Real process groups without a cluster: `run_workers` starts gloo workers as torch elastic would, by environment alone."""
+"""Workers of a real gloo process group on this machine, without a launcher, and the MLflow database that they log to."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ IMPORTED_ONCE = ["recsys_ray.training.train", "recsys_ray.reporting.report", "sk
 
 
 def run_workers(work: Callable[..., None], workers: int, *args: Any) -> None:
-    """Calls work(*args) in `workers` processes that find RANK, WORLD_SIZE, ... set; any failure is raised here.
+    """Calls work(*args) in `workers` processes whose environment has RANK, WORLD_SIZE and so on, as under torchrun.
 
-    They are forked from a server that has imported once what they will import, which spares each of them seconds.
+    Raises what any of them raises. They are forked from a server that has already imported what training needs, which saves
+    each of them seconds.
     """
     (port,) = free_ports(1)
     get_context("forkserver").set_forkserver_preload(IMPORTED_ONCE)
@@ -44,7 +45,7 @@ def _worker(rank: int, work: Callable[..., None], workers: int, port: int, args:
 
 
 def mlflow_uri(folder: Path) -> str:
-    """A database of its own in a folder, as a run makes it; MLflow takes a second for each that it has to make."""
+    """Returns the URI of a folder's MLflow database. A missing one is copied, because MLflow takes a second to create one."""
     file = folder / "mlflow.db"
     if not file.exists():
         file.write_bytes(_new_database())
