@@ -17,9 +17,6 @@ import pytest
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-ROWS = 61_000  # leaves a short block in every split
-BLOCK_ROWS = 128
-
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leaves out the modules without a unit test when only those are wanted: importing them takes longer than the tests."""
@@ -62,11 +59,6 @@ def spark_session(spark_master: str) -> Iterator[SparkSession]:
 @pytest.fixture(scope="session")
 def dataset(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepares a small synthetic dataset directory that has a multi-valued column."""
-    from recsys_ray.config import PrepareConfig
-    from recsys_ray.data.prepare.pipeline import prepare
-    from recsys_ray.datasets import synthetic
+    from tests.support.preparing import synthetic_dataset
 
-    root = tmp_path_factory.mktemp("synthetic")
-    raw = synthetic.generate(root / "raw", ROWS, dense=3, categorical=4, num_embeddings=500, multi=True)
-    prepare(PrepareConfig(parquet=str(raw / "interactions"), out=str(root / "dataset"), block_rows=BLOCK_ROWS))
-    return root / "dataset"
+    return synthetic_dataset(tmp_path_factory.mktemp("synthetic"))

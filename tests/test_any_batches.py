@@ -1,4 +1,4 @@
-"""Means, deviations and boundaries in time are the same to the last bit in whatever batches, and in whatever order, rows come."""
+"""Means, deviations and split boundaries in time are identical to the last bit for any batches and any order of rows."""
 
 from __future__ import annotations
 

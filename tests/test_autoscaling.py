@@ -1,5 +1,4 @@
-"""Autoscaling for real: the node types of cluster.yaml on one machine. A head without workers, a submitted job that asks for two,
-nodes that come for it and go when they are idle."""
+"""Ray's autoscaler with the node types of cluster.yaml on one machine: nodes start for a submitted job and stop when idle."""
 
 from __future__ import annotations
 
@@ -14,7 +13,8 @@ import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE, FakeMultiNodeProvider
 from ray.autoscaler._private.util import prepare_config
 
-from tests.support.ray_head import ROOT, Head, get, listed, ray_head, submit
+from tests.support.processes import ROOT
+from tests.support.ray_head import Head, get, listed, ray_head, submit
 
 JOB_SECONDS = 400
 IDLE_SECONDS = 20  # longer than a driver takes, on a busy machine, from the arrival of its nodes to using them
@@ -22,7 +22,7 @@ IDLE_SECONDS = 20  # longer than a driver takes, on a busy machine, from the arr
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[Head]:
-    """A head and its autoscaler, as `ray up` starts them: with autoscaler v2, which finds its own node by these names."""
+    """Starts a head and its autoscaler (v2, which finds its own node by these names) as `ray up` does."""
 
     def arguments(gcs: str) -> list[str]:
         cluster, config = on_this_machine(gcs), tmp_path / "cluster.json"
@@ -42,7 +42,7 @@ def head(tmp_path: Path) -> Iterator[Head]:
 
 
 def on_this_machine(gcs_address: str) -> dict[str, Any]:
-    """cluster.yaml with processes for machines: same names, limits and custom resources, one CPU a node and no GPU."""
+    """Returns cluster.yaml with processes in place of machines: its names, limits and custom resources, one CPU a node."""
     cluster = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
     # No machine is set up, but the autoscaler wants every key that belongs to that.
     emptied = {key: type(value)() for key, value in cluster.items() if isinstance(value, (list, dict))}
@@ -68,12 +68,12 @@ def on_this_machine(gcs_address: str) -> dict[str, Any]:
 
 
 def workers(head: Head) -> list[dict[str, float]]:
-    """What each living node but the head has."""
+    """Returns the resources of each live node but the head."""
     return [node["resources_total"] for node in listed(head, "nodes") if node["state"] == "ALIVE" and not node["is_head_node"]]
 
 
 def watch(head: Head, job: str) -> list[dict[str, float]]:
-    """Until the job has ended well: the most nodes that were there at a time."""
+    """Waits until the job has succeeded. Returns the resources of the most nodes that were up at once."""
     most: list[dict[str, float]] = []
     deadline = time.monotonic() + JOB_SECONDS
     while True:

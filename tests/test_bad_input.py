@@ -1,4 +1,4 @@
-"""Bad input to preparation: what is refused, what is set aside, what the message says, and that nothing is left behind."""
+"""Bad input to preparation: what is refused or set aside, what the message says, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCHEMA = (
 
 
 def left_behind(folder: Path) -> list[str]:
-    """What preparation into folder/dataset left beside its input."""
+    """Returns what preparation into folder/dataset left beside its input."""
     return [path.name for path in folder.iterdir() if "dataset" in path.name]
 
 

@@ -1,4 +1,4 @@
-"""Row blocks on disk: byte for byte what Mosaic Streaming's own writer makes, read as its own reader does."""
+"""Row blocks on disk: our writer's files are those of Mosaic Streaming's, and our reader's arrays too."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from recsys_ray.data.blocks.records import packed, to_block, unpacked
 from recsys_ray.data.blocks.writer import BlockWriter
 from recsys_ray.schema import Categorical, Dense, Label, Schema, Timestamp
 
+pytestmark = pytest.mark.unit
+
 SCHEMA = Schema(
     (
         Label("label"),
@@ -33,7 +35,7 @@ LISTS = Schema((SCHEMA.columns[-1],))
 
 
 def rows(schema: Schema, count: int) -> pa.Table:
-    """As `transform` leaves them, with the largest id of every table among them."""
+    """Returns rows as `transform` does, with the largest id of every table among them."""
     random = np.random.default_rng(count)
     columns: dict[str, pa.Array] = {}
     for column in schema.columns:
@@ -106,7 +108,7 @@ def test_same_bytes_as_the_writer_of_mosaic_streaming(schema: Schema, block_rows
 @pytest.mark.parametrize("block_rows", [200, 256, 1000])
 @pytest.mark.parametrize("schema", [SCHEMA, SINGLE])
 def test_same_arrays_as_the_reader_of_mosaic_streaming(schema: Schema, block_rows: int, tmp_path: Path) -> None:
-    """Batches of whole blocks, and the one with the short last block, which is filled up."""
+    """Compares batches of whole blocks, and the one with the short last block, which is padded."""
     table = rows(schema, 2500)
     folder = write(BlockWriter, tmp_path / "blocks", schema, encoded(table, schema, block_rows))
     plain = StreamingDataset(local=str(folder), batch_size=1)

@@ -1,4 +1,4 @@
-"""Checkpoints under stress: damaged, half written, on a full disk, on a store that fails, under another plan."""
+"""Checkpoints and resume under faults: damaged or half-written files, a full disk, a failing store, SIGKILL and SIGTERM."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ from recsys_ray.columns import ROW_WEIGHT, Columns
 from recsys_ray.config import CheckpointConfig, TrainConfig
 from recsys_ray.training.train import train
 from tests.support.faults import batches_through, flip_a_byte, train_and_send_sigterm
+from tests.support.processes import ROOT
 from tests.support.runs import copied, dlrm_config, log_of, logged_train, newest_progress, outcome, same_weights
 from tests.support.workers import run_workers
 
 
 @pytest.fixture(scope="module")
 def stopped(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two workers, row-wise, after 30 steps of the first epoch, with checkpoints of steps 20 and 30."""
+    """Trains 30 steps of the first epoch on two workers, row-wise, with checkpoints at steps 20 and 30."""
     run_dir = tmp_path_factory.mktemp("stopped") / "run"
     run_workers(train, 2, dlrm_config(dataset, run_dir, every_steps=10, max_steps=30))
     return run_dir
@@ -42,7 +43,7 @@ def stopped(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One epoch that nobody disturbs."""
+    """Trains one undisturbed epoch."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     run_workers(train, 2, dlrm_config(dataset, run_dir))
     return run_dir
@@ -116,7 +117,7 @@ class FaultyStore(LocalFileSystem):
 
 def train_on_faulty_store(config: TrainConfig) -> None:
     fsspec.register_implementation("faulty", FaultyStore, clobber=True)
-    store.FIRST_WAIT = 0.01
+    pytest.MonkeyPatch().setattr(store, "FIRST_WAIT", 0.01)
     logged_train(config)
 
 
@@ -169,7 +170,7 @@ def poisoned_train(config: TrainConfig) -> None:
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_names_its_batch(dataset: Path, tmp_path: Path) -> None:
-    """Looked at every 50 steps and before each checkpoint: here before that of step 30, so that it is never made."""
+    """The loss is checked every 50 steps and before each checkpoint, so the one of step 30 is never made."""
     run_dir = tmp_path / "run"
     wanted = dataclasses.replace(dlrm_config(dataset, run_dir, every_steps=10, log_every=50))
     with pytest.raises(ProcessRaisedException, match=r"the loss of step 24 is not finite \(epoch 1, batch of row blocks train/"):
@@ -179,7 +180,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_its_batch(dataset: Path
     assert (found["step"], found["epoch"], found["first_block"], found["checkpoint"]) == (24, 0, 23 * 8, 20)
     assert len(set(found["blocks"])) == 8
     replay = [sys.executable, *found["replay"].split()[1:]]
-    done = subprocess.run(replay, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    done = subprocess.run(replay, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "going on after step 20, " in done.stdout + done.stderr
     assert "this time the loss of step 24 is finite" in done.stdout  # the row's weight was never in the dataset
@@ -191,7 +192,7 @@ def test_named_blocks_are_those_of_the_batch(dataset: Path, tmp_path: Path) -> N
 
 
 def compare_places(config: TrainConfig, cache: Path) -> None:
-    """On a worker: the rows of the second batch of the second epoch, as the stream yields them and read by their places."""
+    """Compares the second batch of the second epoch, on a worker, with the rows at the stream's positions of that batch."""
     import torch.distributed as dist
 
     from recsys_ray.compat.streaming_compat import StreamingDataset
@@ -213,7 +214,7 @@ def compare_places(config: TrainConfig, cache: Path) -> None:
 
 
 def test_sigterm_saves_and_ends(dataset: Path, whole: Path, tmp_path: Path) -> None:
-    """To one worker alone, of two: both save the same step; the rest of the epoch goes on there."""
+    """SIGTERM reaches one of two workers; both save the same step, from which the rest of the epoch is trained."""
     wanted = dlrm_config(dataset, tmp_path / "run")
     with pytest.raises(Exception, match=r"exit code 143"):
         run_workers(train_and_send_sigterm, 2, wanted)

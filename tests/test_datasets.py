@@ -1,4 +1,4 @@
-"""The public data sets as Parquet: official and packaged MovieLens, Criteo's text files, synthetic clicks under Ray."""
+"""The public data sets as Parquet: official and packaged MovieLens, Criteo's text files, and synthetic clicks."""
 
 from __future__ import annotations
 

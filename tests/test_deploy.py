@@ -1,12 +1,13 @@
-"""cluster.yaml, deploy/ and docs/, checked as far as it goes without a cloud: by Ray's own schema, scheduler and reader of
-KubeRay's resources, by Databricks' SDK, and by the command line of every job that they name."""
+"""Deployment files, checked without a cloud: cluster.yaml, deploy/ and the commands in docs/.
+
+Ray's own schema, scheduler and reader of KubeRay's resources, Databricks' SDK and the command line of every job check them.
+"""
 
 from __future__ import annotations
 
 import importlib
 import re
 import shlex
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +21,10 @@ from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.core.generated.autoscaler_pb2 import GangResourceRequest, ResourceRequest
 
+from tests.support.processes import ROOT
+
 pytestmark = pytest.mark.unit
 
-ROOT = Path(__file__).parent.parent
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 RAYJOB, CLAIM = yaml.safe_load_all((ROOT / "deploy" / "rayjob.yaml").read_text())
 BUNDLE = yaml.safe_load((ROOT / "deploy" / "databricks.yml").read_text())
@@ -32,7 +34,7 @@ TRAINING = {"CPU": 1, "GPU": 1, "training": 1}
 
 
 def commands() -> list[list[str]]:
-    """Every `python jobs/...` in text, comments included, and every spark_python_task."""
+    """Returns the arguments of every `python jobs/...` in the texts, comments included, and of every spark_python_task."""
     found = []
     for file in WITH_COMMANDS:
         text = re.sub(r"\\\n[#\s]*", " ", file.read_text())
@@ -44,7 +46,7 @@ def commands() -> list[list[str]]:
 
 
 def substituted(argument: str) -> str:
-    """As the bundle's variables would, by their defaults."""
+    """Replaces the bundle's variables by their defaults."""
     return re.sub(r"\$\{var\.(\w+)}", lambda found: BUNDLE["variables"][found[1]]["default"], argument)
 
 
@@ -65,13 +67,13 @@ def test_every_job_named_accepts_its_command_line(argv: list[str]) -> None:
 
 
 def test_the_commands_are_found() -> None:
-    """Or the test above would pass for want of any."""
+    """Without any command the test above would pass."""
     files = [argv[0] for argv in commands()]
     assert files.count("jobs/train_dlrm.py") >= 4 and files.count("jobs/prepare_data.py") >= 3
 
 
 def filled(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """cluster.yaml as `ray up` completes it; AWS's list of machine types by hand."""
+    """Returns cluster.yaml as `ray up` completes it, with AWS's list of machine types replaced."""
     listed = [
         {
             "InstanceType": name,
@@ -111,7 +113,7 @@ def test_cluster_mounts_and_installs_what_the_repository_has() -> None:
 def launched(
     cluster: dict[str, Any], workers: list[dict[str, float]], tasks: int = 0, failed: dict[str, float] | None = None
 ) -> dict[str, int]:
-    """The nodes that Ray's autoscaler would start in a cluster with a head only: for a group of workers, and for CPU tasks."""
+    """Returns the nodes that Ray's autoscaler starts in a cluster with only a head, for a group of workers and for CPU tasks."""
     config = AutoscalingConfig(cluster)
     bundles = [ResourceRequest(resources_bundle=worker) for worker in workers + [{"CPU": 1}] * tasks]
     request = SchedulingRequest(
@@ -173,7 +175,7 @@ def test_image_copies_what_the_repository_has() -> None:
 
 @pytest.mark.parametrize("name", BUNDLE["resources"]["jobs"])
 def test_bundle_job_loses_no_key_in_databricks_own_classes(name: str) -> None:
-    """They drop a key that they do not know, so a misspelt one would not come back."""
+    """The SDK drops keys that it does not know, so a misspelt one would be missing."""
     job = BUNDLE["resources"]["jobs"][name]
     assert JobSettings.from_dict(job).as_dict() == job
     (task,) = job["tasks"]

@@ -1,4 +1,4 @@
-"""Elastic for real: two workers, one when a node is lost, two again when one joins; every row of every epoch trained once."""
+"""Elastic training under Ray: two workers, one when a node is lost, two when one joins; each row trains once an epoch."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.config.serialization import from_json
 from recsys_ray.training.train import train
 from tests.support.audit import assert_every_row_once_an_epoch, numbered_rows, rows_by_step
+from tests.support.processes import ROOT
 from tests.support.workers import run_workers
 
-ROOT = Path(__file__).parent.parent
 EPOCHS, BATCH = 9, 1024
 # Small, so that what one worker rounds otherwise than two does not grow in hundreds of steps.
 RATES = ["--optimizer.sparse-learning-rate=0.002", "--optimizer.dense-learning-rate=1e-4"]
@@ -33,7 +33,7 @@ WATCH = {"health_check_initial_delay_ms": 2000, "health_check_period_ms": 500, "
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head that runs no worker, and two nodes for a worker each."""
+    """Starts a head that runs no worker, and a node for one worker."""
     ray_cluster = Cluster(initialize_head=True, head_node_args={**SETTINGS, "_system_config": WATCH})
     ray_cluster.add_node(num_cpus=1)
     yield ray_cluster
@@ -54,7 +54,7 @@ def audited(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def start(dataset: Path, run_dir: Path, log: Path, flags: list[str], **environment: str) -> subprocess.Popen[bytes]:
-    """A job that writes down the rows of each step."""
+    """Starts a job that records the rows of each step."""
     command = [sys.executable, "-m", "tests.support.audit", f"--data.path={dataset}", f"--run-dir={run_dir}"]
     command += [f"--train.epochs={EPOCHS}", "--train.patience=0", f"--train.global-batch={BATCH}", "--train.log-every=1"]
     command += ["--checkpoint.every-steps=10", *RATES, *flags]

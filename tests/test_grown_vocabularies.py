@@ -1,4 +1,4 @@
-"""A dataset that grows from yesterday's: every value keeps its row, every number its scale, and what is new comes after."""
+"""A dataset that grows from yesterday's: each value keeps its table row, each column its scale, and new values follow."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ GROWN = ["Rome", "Oslo", "Bern", "Lima", "Kyiv", "Paris", "Bonn"]
 
 
 def day(cities: dict[str, int], first_item: int, price: float, weight: float | None) -> dict[str, Any]:
-    """Rows of training with these cities, then two of validation: a city of yesterday alone, and one of no day."""
+    """Returns training rows with these cities, and two of validation: one with a city of yesterday, one with an unknown city."""
     names = [name for name, count in cities.items() for _ in range(count)] + ["Rome", "Nowhere"]
     rows = np.arange(len(names))
     return {
@@ -91,7 +91,7 @@ def vocabularies(dataset: DatasetDirectory) -> dict[str, list[Any]]:
 
 
 def files_of(dataset: DatasetDirectory) -> dict[str, bytes]:
-    """All but the shards, whose rows are compared where it matters."""
+    """Returns all files but the shards, whose rows are compared where they matter."""
     files = [path for path in dataset.root.rglob("*") if path.suffix in (".json", ".parquet") and path.name != "index.json"]
     return {str(path.relative_to(dataset.root)): path.read_bytes() for path in files}
 
@@ -136,7 +136,7 @@ def test_blocks_are_encoded_with_the_grown_vocabulary(yesterday, today):
 
 
 def test_standardised_columns_keep_their_scale(yesterday, today):
-    """To yesterday's weights a price must be the number it was; a column without a value yesterday had no scale to keep."""
+    """A price keeps yesterday's mean and deviation; a column without a value yesterday is measured today."""
     columns = day(TODAY, 102, 5000.0, 3.0)
     grown, price = prepare(today), column(yesterday, "price")
     assert price.mean == np.mean(day(YESTERDAY, 100, 10.0, None)["price"][:-2]) == 14.5
@@ -150,7 +150,7 @@ def test_standardised_columns_keep_their_scale(yesterday, today):
 
 
 def test_day_after_day(yesterday, today, tmp_path):
-    """A value that was gone for a day finds its row again; one that was new yesterday is old today."""
+    """A value that is missing for a day returns to its table row; a value that was new yesterday is old today."""
     prepare(today)
     cities = {"Quito": 3, "Bern": 2, "Lima": 1}
     third = config_of(tmp_path / "third", TODAYS, day(cities, 104, 0.0, 3.0), grow_from=today.out, out=str(tmp_path / "tomorrow"))

@@ -1,4 +1,4 @@
-"""What a training worker does not use, it does not import: each of these costs it seconds, or tens of MB."""
+"""A training worker imports nothing that it does not use, because each of these packages costs it seconds or tens of MB."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ UNUSED = {
 
 
 def test_a_training_worker_imports_what_it_uses() -> None:
-    """Retrieval and warm starts alone read Arrow; rank 0 alone imports MLflow, scikit-learn and matplotlib, when it logs,
-    evaluates and draws."""
+    """Only retrieval and warm starts read Arrow, and only rank 0 imports MLflow, scikit-learn and matplotlib."""
     said = subprocess.run(
         [sys.executable, "-c", "import sys, recsys_ray.training.train; print(*sys.modules)"],
         check=True,

@@ -35,7 +35,7 @@ SCHEMA = pa.schema([("item_id", pa.int64()), ("kind", pa.string()), (VECTOR, pa.
 
 
 def vectors(rows: int, seed: int = 0, latent: int = 6) -> np.ndarray:
-    """With fewer directions than dimensions, as a trained tower's."""
+    """Returns vectors in fewer directions than they have dimensions, like a trained tower's."""
     random = np.random.default_rng(seed)
     spread = np.random.default_rng(9).standard_normal((latent, DIM), np.float32)
     return random.standard_normal((rows, latent), np.float32) @ spread + 0.1 * random.standard_normal((rows, DIM), np.float32)
@@ -122,7 +122,7 @@ def test_index_of_another_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.unit
 def test_rebuilt_index_is_served_whole_or_not_at_all(tmp_path: Path) -> None:
-    """While the next one is written, and after that fails, the old one is served; a reader that opened it goes on."""
+    """The old index is served while the next one is written and after that fails; an open reader keeps the old one."""
     old, query = build(tmp_path, vectors(20)), vectors(1, seed=4)
 
     def failing() -> Iterator[pa.RecordBatch]:

@@ -1,4 +1,4 @@
-"""The parts that stand in for TorchRec's own: equal values and gradients."""
+"""Our own interaction modules against TorchRec's: equal values and gradients."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_gradients_by_differences(inputs: tuple[torch.Tensor, torch.Tensor]) -> 
 
 
 def test_under_autocast(inputs: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """The backward pass is outside of it: types must fit all the same."""
+    """The backward pass runs outside autocast, and its types must still fit."""
     ours = DotInteraction(FEATURES)
     exact = torch.autograd.grad(ours(*inputs).sum(), inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):

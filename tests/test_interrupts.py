@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in the middle of training: what was there before is there after, and nothing else."""
+"""Ctrl-C and SIGTERM during training: no process, shared memory, file or cluster resource is left."""
 
 from __future__ import annotations
 
@@ -23,23 +23,22 @@ import pytest
 from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.config import LaunchConfig, SparkConfig, TrainConfig
 from recsys_ray.launch.launcher import launcher
-from tests.support.processes import MARK, marked, needs_java, wait_until_gone
+from tests.support.processes import MARK, ROOT, marked, needs_java, wait_until_gone
 from tests.support.ray_head import Head, listed, ray_head, submit
 
-ROOT = Path(__file__).parent.parent
 SPARK_CLUSTER = ["--launch.engine=spark", "--launch.spark.master", "local-cluster[2,1,1024]"]
 
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """What the job has for a temporary folder: with a short name, because Ray's sockets live there."""
+    """Makes the job's temporary folder, with a short name because Ray's sockets live there."""
     folder = Path(tempfile.mkdtemp(prefix="left-"))
     yield folder
     shutil.rmtree(folder)
 
 
 def start(dataset: Path, tmp_path: Path, temporary: Path, arguments: list[str], **environment: str) -> subprocess.Popen[bytes]:
-    """A training of many epochs."""
+    """Starts a training job of many epochs."""
     command = [sys.executable, "jobs/train_dlrm.py", f"--data.path={dataset}", f"--run-dir={tmp_path / 'run'}"]
     command += ["--train.epochs=500", "--train.patience=0", "--train.global-batch=1024", "--train.log-every=1"]
     command += ["--launch.workers=2", "--launch.cpus-per-worker=0.5", *arguments]
@@ -56,7 +55,7 @@ def wait_for_steps(job: subprocess.Popen[bytes], tmp_path: Path) -> None:
 
 
 def segments() -> set[str]:
-    """Shared memory of Mosaic Streaming."""
+    """Returns the shared memory segments of Mosaic Streaming."""
     return {path.name for path in Path("/dev/shm").iterdir() if re.match(r"\d{6}_", path.name)}
 
 
@@ -98,7 +97,7 @@ def head(tmp_path: Path) -> Iterator[Head]:
 
 
 def held(head: Head) -> list[str]:
-    """What jobs hold of a cluster, which keeps one actor from its first job on: the autoscaler's coordinator, for all jobs."""
+    """Returns the placement groups, actors and jobs that hold resources, without the autoscaler's coordinator, which stays."""
     groups = [group["placement_group_id"] for group in listed(head, "placement_groups") if group["state"] != "REMOVED"]
     actors = [actor["class_name"] for actor in listed(head, "actors") if actor["state"] != "DEAD"]
     actors = [name for name in actors if name != "_AutoscalingCoordinatorActor"]
@@ -129,7 +128,7 @@ def interrupt_when_running(run_dir: Path) -> None:
 
 
 def interrupted_in_a_session(run_dir: Path) -> tuple[list[int], int]:
-    """The session's jobs afterwards, and what it still counts."""
+    """Interrupts training in a Spark session. Returns the active jobs of the session afterwards, and a count that it makes."""
     from pyspark.sql import SparkSession
 
     spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", False).getOrCreate()
@@ -142,7 +141,7 @@ def interrupted_in_a_session(run_dir: Path) -> tuple[list[int], int]:
 
 @needs_java
 def test_no_spark_job_is_left_in_a_session_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a notebook, where the session is there before and after."""
+    """In a notebook the session exists before training and continues after it."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # Spark's workers import the functions of this module by its name
     monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:

@@ -1,4 +1,4 @@
-"""The leave-one-out split as pure functions: in whatever batches rows come, with duplicated rows and users without an id."""
+"""The leave-one-out split as pure functions of batches, with duplicated rows and users without an id."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_latest_and_the_one_before_of_users_with_three_rows_in_any_batches() -> 
 
 
 def test_rows_that_are_alike_count_once_and_users_without_an_id_not_at_all() -> None:
-    """A Spark table tells rows by their values: the same row twice must not be test and validation both."""
+    """A Spark table identifies rows by their values, so a duplicated row must not be in both test and validation."""
     rows = table([1.0, 1.0, 1.0, 1.0, *[float("nan")] * 3], [5, 7, 9, 9, 1, 2, 3], [10, 12, 11, 11, 20, 21, 22])
     assert held_out(rows) == ([12], [11])
     assert items_of(rows, ["item"], ITEM)["item"].to_pylist() == [1.0]

@@ -1,4 +1,4 @@
-"""The sampled softmax against its definition, and the same over two workers as over one."""
+"""The sampled softmax against its definition, and on two workers against one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROWS, DIM = 24, 8
 
 
 def batch(seed: int = 0) -> dict[str, torch.Tensor]:
-    """Two uniform negatives for every three rows; items repeat, and some rows are no positives."""
+    """Returns a batch with two uniform negatives for every three rows, repeated items, and rows of weight 0."""
     random = torch.Generator().manual_seed(seed)
     return {
         "queries": torch.randn(ROWS, DIM, generator=random),
@@ -36,7 +36,7 @@ def loss_of(part: dict[str, torch.Tensor], hard: int = 0, temperature: float = 0
 
 
 def expected_loss(b: dict[str, torch.Tensor], hard: int = 0, temperature: float = 0.5) -> float:
-    """Row by row, from the definition."""
+    """Computes the loss row by row, from its definition."""
     items = torch.cat([b["items"], b["extra_items"]])
     vectors = torch.cat([b["vectors"], b["extra"]])
     total = 0.0
@@ -60,7 +60,7 @@ def expected_loss(b: dict[str, torch.Tensor], hard: int = 0, temperature: float 
 @pytest.mark.unit
 @pytest.mark.parametrize("hard", [0, 3])
 def test_softmax_is_its_definition(hard: int) -> None:
-    """Corrected by log Q; accidental hits and rows that are no positives are no negatives; hard negatives are averaged in."""
+    """Scores are corrected by log Q; accidental hits and rows of weight 0 are no negatives; hard negatives are averaged in."""
     found = loss_of(batch(), hard)
     assert float(found) == pytest.approx(expected_loss(batch(), hard), rel=1e-5)
     without = {**batch(), "log_q": torch.zeros(10)}
@@ -88,7 +88,7 @@ def on_a_worker(out: str, hard: int) -> None:
 
 
 def test_two_workers_have_the_loss_and_gradients_of_one(tmp_path: Path) -> None:
-    """For the same global batch, within 1e-5. Gradients are averaged over workers, as DDP and TorchRec do."""
+    """The global batch is the same. Gradients are averaged over workers, as DDP and TorchRec do."""
     run_workers(on_a_worker, 2, str(tmp_path), 3)
     whole = {name: value.clone() for name, value in batch().items()}
     parts = [whole[name].requires_grad_() for name in ("queries", "vectors", "extra")]

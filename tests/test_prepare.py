@@ -1,4 +1,4 @@
-"""Preparation end to end: splits, what is measured on training rows only, joins, running again, and replacing."""
+"""Preparation end to end: splits, statistics of training rows only, joins, running again, and replacing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROWS = 2000
 
 
 def moments_by_split(dataset: DatasetDirectory) -> dict[str, set[int]]:
-    """The `at` of the rows of each split."""
+    """Returns the `at` of the rows of each split."""
     return {split: set(read_split(dataset.root, split)[0]["at"]) if dataset.split(split) else set() for split in SPLITS}
 
 
@@ -140,7 +140,7 @@ def test_running_again_and_replacing(ray_session, tmp_path, capsys, monkeypatch)
 
 
 class Watch:
-    """Opens a dataset directory again and again in a thread, as a reader would; keeps what it finds wrong."""
+    """A thread that opens a dataset directory again and again, as a reader would, and keeps what goes wrong."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.faults, self.seen = root, [], set()
@@ -165,7 +165,7 @@ class Watch:
 
 
 def test_missing_and_null_ids_of_every_kind(ray_session, tmp_path):
-    """Nulls are no fault: they select row 0, the row of the missing."""
+    """Nulls are not rejected; they select row 0, which stands for missing values."""
     columns = clicks(200)
     nulls = np.arange(200) % 4 == 0
     table = pa.table(columns)

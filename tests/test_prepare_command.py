@@ -1,4 +1,4 @@
-"""`python jobs/prepare_data.py` as a user runs it: what it prints, its exit status, and what remains after it fails."""
+"""`python jobs/prepare_data.py` as a user runs it: its output, its exit status, and what remains after it fails."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ import pytest
 import ray
 
 from tests.support.preparing import clicks, read_split, write_input
+from tests.support.processes import ROOT
 
-JOB = Path(__file__).parent.parent / "jobs" / "prepare_data.py"
+JOB = ROOT / "jobs" / "prepare_data.py"
 
 
 @pytest.fixture
 def job(ray_session, monkeypatch):
-    """Starts the command beside the tests' own Ray, which spares it starting one."""
+    """Starts the command on the tests' own Ray, which saves it from starting one."""
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
 
     def start(*flags: object) -> subprocess.Popen[str]:
@@ -32,7 +33,7 @@ def job(ray_session, monkeypatch):
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, list[str]]:
-    """Exit status, standard output, and standard error by line."""
+    """Returns exit status, standard output, and the lines of standard error."""
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err.splitlines()
 

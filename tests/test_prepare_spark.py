@@ -1,4 +1,4 @@
-"""Preparation on Spark: the very same dataset directory as Ray Data's, of Parquet and of tables, also when a task is killed."""
+"""Preparation on Spark writes the same dataset directory as on Ray Data, from Parquet and tables, even if a task is killed."""
 
 from __future__ import annotations
 
@@ -50,8 +50,11 @@ def spark_master() -> str:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> PrepareConfig:
-    """Bad rows, nulls, ids unknown to the users' table, and what Spark's own reader would stumble over: nanoseconds, unsigned
-    numbers, a column of nothing but nulls, a folder that looks like a column, a file name that looks like a pattern."""
+    """Writes bad rows, nulls, ids unknown to the users' table, and what Spark's own reader would not read.
+
+    The latter are nanoseconds, unsigned numbers, a column of nulls only, a folder that looks like a column, and a file name that
+    looks like a pattern.
+    """
     random, folder = np.random.default_rng(0), tmp_path_factory.mktemp("source")
     columns = clicks(ROWS) | {"user_id": pa.array(random.integers(0, 60, ROWS), pa.uint64())}
     columns["click"] = np.where(np.arange(ROWS) % 50 == 7, 2, columns["click"])
@@ -75,7 +78,7 @@ def prepared(config: PrepareConfig, engine: str, out: Path, **settings: object) 
 
 
 def rows_of(dataset: DatasetDirectory, split: str) -> pd.DataFrame:
-    """Rows as written, with lists as text; every block but the last must be full."""
+    """Returns rows as written, with lists as text, and checks that every block but the last is full."""
     rows, blocks = read_split(dataset.root, split)
     full, rest = divmod(len(rows), dataset.summary["block_rows"])
     assert sorted(blocks, reverse=True) == [dataset.summary["block_rows"]] * full + [rest] * (rest > 0), "a block is short"
@@ -94,7 +97,7 @@ def rejected_rows(dataset: DatasetDirectory) -> pa.Table:
 
 @pytest.fixture(scope="module")
 def on_ray(source: PrepareConfig, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, DatasetDirectory]:
-    """By kind of split."""
+    """Prepares the source on Ray Data, by each kind of split."""
     folder = tmp_path_factory.mktemp("ray")
     return {by: prepared(source, "ray", folder / by, split=SplitConfig(by=by)) for by in ("random", "time")}
 
@@ -118,7 +121,7 @@ def test_same_dataset_as_ray(by, merged_at_once, source, on_ray, spark_session, 
 
 @pytest.fixture
 def views(source: PrepareConfig, spark_session: SparkSession) -> PrepareConfig:
-    """The same rows as views of the session: Spark has no unsigned or dictionary types, and times of microseconds."""
+    """Registers the same rows as views of the session; Spark has no unsigned or dictionary types, and microseconds only."""
     folder, views = Path(source.parquet), {}
     table = find_parquet(source.parquet).read(["click", "price", "user_id", "item_id", "tags", "at"])
     types = {"user_id": pa.decimal128(20, 0), "at": pa.timestamp("us", "Asia/Tokyo")}

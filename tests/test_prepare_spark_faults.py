@@ -1,4 +1,4 @@
-"""What preparation on Spark says of bad input and of a Spark that is not there; Ctrl-C; and a cluster of other processes."""
+"""Preparation on Spark: messages for bad input and a missing Spark, Ctrl-C, and executors in processes of their own."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from recsys_ray.data.engines.spark.tables import open_spark_table
 from recsys_ray.data.engines.spark.tasks import carried_error, carrying_errors
 from recsys_ray.data.prepare.pipeline import prepare
 from tests.support.preparing import clicks, config_for, read_split, write_input
+from tests.support.processes import ROOT
 
-JOB = Path(__file__).parent.parent / "jobs" / "prepare_data.py"
+JOB = ROOT / "jobs" / "prepare_data.py"
 NO_RAY = f"import runpy, sys; runpy.run_path({str(JOB)!r}, run_name='__main__'); assert 'ray' not in sys.modules"
 
 
@@ -75,7 +76,7 @@ def test_tables_that_cannot_be_read(spark_session, tmp_path):
 
 
 def test_rows_that_change_between_passes(spark_session, tmp_path):
-    """As many rows, yet others: what a view that computes anew each time, or a table that is written to meanwhile, gives."""
+    """A view that is computed anew each time, or a table written to meanwhile, gives as many rows, but other ones."""
     source = write_input(tmp_path / "in")
     config = config_for(source, engine="spark", parquet="table:moving", schema=str(source / "schema.json"))
     spark_session.read.parquet(str(source / "0.parquet")).createOrReplaceTempView("still")
@@ -87,7 +88,7 @@ def test_rows_that_change_between_passes(spark_session, tmp_path):
 
 
 def test_values_that_change_places_make_another_table(spark_session, tmp_path):
-    """xxhash64 alone passes over nulls and where one list ends and the next begins."""
+    """xxhash64 alone skips nulls and the boundaries between lists."""
     types = {"a": pa.int64(), "b": pa.int64(), "c": pa.list_(pa.int64()), "d": pa.list_(pa.int64())}
     rows = [
         (1, None, [1], [2, 3]),
@@ -152,7 +153,7 @@ def no_session() -> None:
 
 
 def test_on_executors_in_processes_of_their_own(no_session, tmp_path, monkeypatch):
-    """As on a cluster, by what spark-submit would bring; without importing Ray."""
+    """The settings come from spark-submit, as on a cluster, and Ray is not imported."""
     loopback = "--conf spark.driver.bindAddress=127.0.0.1 --conf spark.driver.host=127.0.0.1 --conf spark.ui.enabled=false"
     monkeypatch.setenv("PYSPARK_SUBMIT_ARGS", f"--master local-cluster[1,1,1024] {loopback} pyspark-shell")
     source = write_input(tmp_path / "in", clicks(500), files=2)

@@ -22,7 +22,7 @@ def pairs(random: torch.Generator, each: int) -> Pairs:
 
 
 def expected(scores: torch.Tensor, relevant: Pairs, missing: torch.Tensor, seen: Pairs, k: int) -> dict[str, list[float]]:
-    """By sorting, user by user."""
+    """Computes the metrics by sorting, user by user."""
     found: dict[str, list[float]] = {"recall": [], "ndcg": [], "hit_rate": [], "mrr": []}
     for user in range(USERS):
         hidden = set(seen.items[seen.users == user].tolist())
@@ -65,7 +65,7 @@ def _unseen(scores: torch.Tensor, seen: Pairs, user: int) -> list[int]:
 
 
 def test_k_beyond_the_catalogue_finds_everything_that_is_in_it() -> None:
-    """Seen items never come back, and what is not in the catalogue stays unfound."""
+    """Seen items are never recommended, and items outside the catalogue are never found."""
     scores = torch.tensor([[0.3, 0.2, 0.1]])
     relevant, seen = Pairs.of(torch.tensor([0]), torch.tensor([2])), Pairs.of(torch.tensor([0]), torch.tensor([0]))
     found = ranked(scores, relevant, torch.tensor([1]), seen, 1000)

@@ -16,7 +16,7 @@ from tests.support.ray_head import BIN, Head, ray_head, submit
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[Head]:
-    """As the README says: RAY_AUTH_MODE=token and one token for all, here in a home directory of the test's own."""
+    """Starts a head as the README says: RAY_AUTH_MODE=token and one token for all, here in the test's own home directory."""
     token = {"RAY_AUTH_MODE": "token", "HOME": str(tmp_path)}
     subprocess.run([BIN / "ray", "get-auth-token", "--generate"], env={**os.environ, **token}, check=True, capture_output=True)
     assert (tmp_path / ".ray" / "auth_token").read_text().strip()

@@ -1,4 +1,4 @@
-"""Ray on Spark for real: preparation and training on Ray nodes that are tasks of a Spark cluster, which is left as it was."""
+"""Ray on Spark: preparation and training on Ray nodes that are tasks of a Spark cluster, with nothing left of them afterwards."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from pathlib import Path
 import pytest
 
 from recsys_ray.datasets import synthetic
-from tests.support.processes import MARK, marked, needs_java, wait_until_gone
+from tests.support.processes import MARK, ROOT, marked, needs_java, wait_until_gone
 
-ROOT = Path(__file__).parent.parent
 RAY_AGENT = r"\d+ ray::(Dashboard|RuntimeEnv)Agent"
 
 
 @pytest.fixture(scope="session")
 def mark() -> Iterator[str]:
-    """A node's agents that find their cluster gone, too, try for a minute to tell it that their node is: other tests go on
-    meanwhile."""
+    """Marks the test's processes, and waits at the end of the session for agents of stopped nodes, which retry for a minute."""
     mark = uuid.uuid4().hex
     yield mark
     assert wait_until_gone(lambda: marked(mark), seconds=90) == []

@@ -1,4 +1,4 @@
-"""Two Tower from Parquet to recommended titles: prepared, trained by two workers, resumed, indexed, searched."""
+"""Two Tower from Parquet to recommended titles: prepared, trained on two workers, resumed, indexed, searched."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ USERS, ITEMS, CHOICES, LACKING, EPOCHS = 700, 150, 12, 4, 4
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The item table lacks the last few items, which are chosen all the same."""
+    """Writes raw tables, of which the item table lacks the last few items that users have chosen."""
     folder = choices.generate(tmp_path_factory.mktemp("choices") / "raw", USERS, ITEMS, CHOICES, skew=0.0)
     items = pq.read_table(folder / "items.parquet").append_column("size", pa.array(np.arange(ITEMS) % 7 + 0.5))
     pq.write_table(items.slice(0, ITEMS - LACKING), folder / "items.parquet")
@@ -86,7 +86,7 @@ def config(dataset: Path, run_dir: Path, epochs: int = 2, **model: object) -> Tr
 
 @pytest.fixture(scope="module")
 def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """On two workers, tables row-wise, with uniform and hard negatives besides."""
+    """Trains on two workers, with row-wise tables and with uniform and hard negatives."""
     run_dir = tmp_path_factory.mktemp("run") / "run"
     run_workers(train, 2, config(dataset, run_dir, EPOCHS, uniform_negatives=32, hard_negatives=16))
     return run_dir
@@ -109,7 +109,7 @@ def test_leave_one_out_takes_the_latest_of_every_user(dataset: Path) -> None:
 def test_catalogue_is_the_item_table_with_how_often_training_chose_each(
     ray_session: None, raw: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Items that the table lacks are told of; without an item table the catalogue is what was chosen."""
+    """Items that the table lacks are named; without an item table the catalogue is the items of the interactions."""
     catalogue = load_catalogue(DatasetDirectory.open(dataset))
     assert catalogue.column_names == ["item_id", "kind", "title", "size", FREQUENCY]
     assert catalogue["item_id"].to_pylist() == list(range(ITEMS - LACKING))
@@ -179,8 +179,10 @@ def _test_items(run: Path) -> list[int]:
 
 
 def test_one_worker_draws_the_curve_of_two(dataset: Path, tmp_path: Path) -> None:
-    """In-batch negatives alone: those of the whole global batch, whatever the number of workers. By SGD: Adagrad's first step of
-    a weight has the gradient's sign and full length, also where the gradient is nothing but rounding."""
+    """In-batch negatives are those of the whole global batch, for any number of workers.
+
+    The optimizer is SGD: Adagrad's first step has full length even where the gradient is only rounding.
+    """
     sgd = OptimizerConfig(sparse="sgd", sparse_learning_rate=20.0)
     for workers, name in ((2, "two"), (1, "one")):
         run_workers(train, workers, dataclasses.replace(config(dataset, tmp_path / name, epochs=1, dropout=0.0), optimizer=sgd))
@@ -190,7 +192,7 @@ def test_one_worker_draws_the_curve_of_two(dataset: Path, tmp_path: Path) -> Non
 
 
 def test_stopped_run_goes_on_to_the_same_weights(dataset: Path, run: Path, tmp_path: Path) -> None:
-    """Uniform negatives and dropout included, from within an epoch: of 28 steps each, it stops at step 30."""
+    """Epochs have 28 steps; the run stops at step 30, with uniform negatives and dropout, and resumes within the epoch."""
     wanted = config(dataset, tmp_path / "stopped", EPOCHS, uniform_negatives=32, hard_negatives=16)
     wanted = dataclasses.replace(wanted, checkpoint=CheckpointConfig(every_steps=29))
     with pytest.raises(torch.multiprocessing.ProcessRaisedException, match="stopped"):
@@ -201,7 +203,7 @@ def test_stopped_run_goes_on_to_the_same_weights(dataset: Path, run: Path, tmp_p
 
 
 def test_retriever_ranks_as_the_sharded_model_did(dataset: Path, raw: Path, run: Path) -> None:
-    """From raw columns, in one process: the recall of the outcome."""
+    """From raw columns, in one process, the retriever has the recall of the outcome."""
     retriever = load_retriever(run)
     rows = pq.read_table(raw / "interactions.parquet")
     users, items = (pq.read_table(raw / f"{name}.parquet") for name in ("users", "items"))

@@ -1,4 +1,4 @@
-"""The schema file: its round trip, what is inferred from Arrow types, and the message for each mistake one can make in it."""
+"""The schema file: its round trip, what is inferred from Arrow types, and the message for each mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards that are missing, damaged or hard to get: read all the same where that can be, else an error that names the file."""
+"""Shards that are missing, damaged or hard to copy: read where possible, else an error that names the file."""
 
 from __future__ import annotations
 
@@ -17,24 +17,28 @@ import torch
 import torch.distributed as dist
 
 from recsys_ray.columns import ROW_HASH, SPLIT_COLUMN
-from recsys_ray.compat.streaming_compat import World
+from recsys_ray.compat.streaming_compat import StreamingWorld
 from recsys_ray.config import DataConfig
 from recsys_ray.data.blocks.parts import PartWriter
 from recsys_ray.data.blocks.reader import Concatenation
 from recsys_ray.data.blocks.records import packed
 from recsys_ray.data.loading import shards
 from recsys_ray.data.loading.stream import BlockStream, batch_layout
+from tests.support.faults import flip_a_byte
 from tests.support.workers import run_workers
+
+from streaming.base.storage.download import DOWNLOADER_MAPPINGS, LocalDownloader  # isort: skip (compat comes first)
 
 BLOCK_ROWS, PARTS, ROWS_PER_PART = 64, 4, 640
 ROWS = PARTS * ROWS_PER_PART
-SECONDS = 10
-"""Within which a fault that lasts is an error. Mosaic Streaming's own timeouts are of a minute."""
+SECONDS = 30
+"""The longest that a permanent fault may take to become an error, start-up of loader processes on a busy machine included; Mosaic
+Streaming's own timeouts are of a minute."""
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A split of four shards whose rows carry their number."""
+    """Writes a split of four shards whose rows carry their number."""
     columns = {"row": "ndarray:int32"}
     writer = PartWriter(tmp_path / "dataset", columns, BLOCK_ROWS, ROWS_PER_PART)
     writer.root.mkdir()
@@ -51,72 +55,87 @@ def a_shard(folder: Path) -> Path:
     return sorted(folder.glob("part-*/*.zstd"))[1]
 
 
-def flip_a_byte(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
 def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-Copy = Callable[..., None]
-"""What a store does: (downloader, remote, local, timeout)."""
+class Store(LocalDownloader):
+    """A store at `scheme://folder`, which Mosaic Streaming finds by its scheme, that copies files of this machine."""
+
+    scheme = ""
+    copies: Counter[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies = Counter()
+
+    @classmethod
+    def url(cls, folder: Path) -> str:
+        """Registers the store in this process, and returns the folder's URL there."""
+        DOWNLOADER_MAPPINGS[cls.scheme] = cls
+        return f"{cls.scheme}://{folder}"
+
+    @classmethod
+    def _client_identifier(cls) -> str:
+        return cls.scheme
+
+    def _download_file_impl(self, remote: str, local: str, timeout: float) -> None:
+        """Copies a file; the name is that of Mosaic Streaming's abstract method."""
+        if not remote.endswith(".zstd"):
+            self.copy(remote, local, timeout)
+            return
+        self.copies[remote] += 1
+        self.copy_shard(remote, local, timeout)
+
+    def copy(self, remote: str, local: str, timeout: float) -> None:
+        super()._download_file_impl(remote.removeprefix(f"{self.scheme}://"), local, timeout)
+
+    def copy_shard(self, remote: str, local: str, timeout: float) -> None:
+        raise NotImplementedError
 
 
-def first_copies_are_truncated(copy: Copy) -> Copy:
-    return _first_copies(copy, truncate)
+class TruncatesFirstCopies(Store):
+    scheme = "truncates"
+
+    def copy_shard(self, remote: str, local: str, timeout: float) -> None:
+        self.copy(remote, local, timeout)
+        if self.copies[remote] == 1:
+            truncate(Path(local))
 
 
-def first_copies_have_a_flipped_byte(copy: Copy) -> Copy:
-    return _first_copies(copy, flip_a_byte)
+class FlipsAByteInFirstCopies(Store):
+    scheme = "flips"
+
+    def copy_shard(self, remote: str, local: str, timeout: float) -> None:
+        self.copy(remote, local, timeout)
+        if self.copies[remote] == 1:
+            flip_a_byte(Path(local))
 
 
-def _first_copies(copy: Copy, damage: Callable[[Path], None]) -> Copy:
-    copies: Counter[str] = Counter()
+class FailsTwice(Store):
+    scheme = "fails"
 
-    def copy_and_damage(downloader: Any, remote: str, local: str, timeout: float) -> None:
-        copy(downloader, remote, local, timeout)
-        copies[remote] += 1
-        if remote.endswith("zstd") and copies[remote] == 1:
-            damage(Path(local))
-
-    return copy_and_damage
-
-
-def fails_three_times(copy: Copy) -> Copy:
-    copies: Counter[str] = Counter()
-
-    def fail(downloader: Any, remote: str, local: str, timeout: float) -> None:
-        copies[Path(remote).suffix] += 1
-        if remote.endswith("zstd") and copies[".zstd"] <= 3:
+    def copy_shard(self, remote: str, local: str, timeout: float) -> None:
+        if self.copies.total() <= 2:
             raise OSError(errno.EIO, "the store is away")
-        copy(downloader, remote, local, timeout)
-
-    return fail
+        self.copy(remote, local, timeout)
 
 
-def fails_for_good(copy: Copy) -> Copy:
-    shards.ATTEMPTS = 2
+class FailsForGood(Store):
+    scheme = "away"
 
-    def fail(downloader: Any, remote: str, local: str, timeout: float) -> None:
-        if remote.endswith("zstd"):
-            raise OSError(errno.EIO, "the store is away")
-        copy(downloader, remote, local, timeout)
-
-    return fail
+    def copy_shard(self, remote: str, local: str, timeout: float) -> None:
+        raise OSError(errno.EIO, "the store is away")
 
 
-def read(folder: str, config: DataConfig, store: Callable[[Copy], Copy] | None, after_step: Callable | None) -> None:
-    """Two epochs on each worker."""
+def read(folder: Path, config: DataConfig, store: type[Store] | None, after_step: Callable | None) -> None:
+    """Reads two epochs on each worker, and saves the numbers of the rows."""
     dist.init_process_group("gloo")
-    out, rank = Path(folder).parent, dist.get_rank()
-    if store:
-        downloader = type(shards.CheckedStream(folder, out / "cache")._downloader)
-        downloader._download_file_impl = store(downloader._download_file_impl)
+    out, rank = folder.parent, dist.get_rank()
     layout = batch_layout(2 * BLOCK_ROWS, BLOCK_ROWS, dist.get_world_size())
-    stream = BlockStream(folder, out / "cache", layout, seed=7, shuffle=True, config=config, weight="")
+    stream = BlockStream(
+        store.url(folder) if store else str(folder), out / "cache", layout, seed=7, shuffle=True, config=config, weight=""
+    )
     for epoch in range(2):
         rows = []
         for step, columns in enumerate(stream):
@@ -127,32 +146,34 @@ def read(folder: str, config: DataConfig, store: Callable[[Copy], Copy] | None, 
     dist.destroy_process_group()
 
 
-def note_error(folder: str, config: DataConfig, store: Callable[[Copy], Copy] | None) -> None:
-    """Each worker's own, which it must come to without the others."""
+def note_error(folder: Path, config: DataConfig, store: type[Store] | None) -> None:
+    """Saves the error that each worker raises, in time and without the others."""
+    pytest.MonkeyPatch().setattr(shards, "COPY_ATTEMPTS", 2)
     began = time.monotonic()
     with pytest.raises(shards.ShardError) as error:
         read(folder, config, store, None)
     assert time.monotonic() - began < SECONDS
-    (Path(folder).parent / f"error-{dist.get_rank()}").write_text(str(error.value))
+    (folder.parent / f"error-{dist.get_rank()}").write_text(str(error.value))
 
 
 def assert_all_rows_are_read(folder: Path, store: Any = None, after_step: Any = None, workers: int = 1, **config: Any) -> None:
-    run_workers(read, workers, str(folder), DataConfig(**config), store, after_step)
+    run_workers(read, workers, folder, DataConfig(**config), store, after_step)
+    assert len(list((folder.parent / "cache").glob("part-*/*"))) >= PARTS
     for epoch in range(2):
         rows = torch.cat([torch.load(folder.parent / f"epoch-{epoch}-rank-{rank}.pt") for rank in range(workers)])
         assert torch.equal(rows.sort().values, torch.arange(ROWS, dtype=torch.int32))
 
 
 def errors_of(folder: Path, store: Any = None, workers: int = 1, **config: Any) -> list[str]:
-    """Of every worker."""
-    run_workers(note_error, workers, str(folder), DataConfig(**config), store)
+    """Returns the error of each worker."""
+    run_workers(note_error, workers, folder, DataConfig(**config), store)
     return [(folder.parent / f"error-{rank}").read_text() for rank in range(workers)]
 
 
 @pytest.mark.parametrize(("workers", "loader_workers"), [(1, 0), (2, 0), (1, 2), (2, 2)])
 @pytest.mark.parametrize("fault", [Path.unlink, flip_a_byte, truncate])
 def test_shard_that_is_gone_or_damaged_is_named(folder: Path, fault: Callable, workers: int, loader_workers: int) -> None:
-    """By every worker that needs it, although they share the node's copies."""
+    """Every worker that needs the shard raises the error, although they share the node's copies."""
     shard = a_shard(folder)
     fault(shard)
     what = "is missing" if fault is Path.unlink else "is damaged, its checksum is not that in index.json"
@@ -163,20 +184,18 @@ def test_shard_that_is_gone_or_damaged_is_named(folder: Path, fault: Callable, w
         assert not [*(folder.parent / "cache" / shard.parent.name).glob("*")], "a damaged copy is left"
 
 
-@pytest.mark.parametrize("store", [first_copies_are_truncated, first_copies_have_a_flipped_byte])
-def test_copy_that_was_damaged_on_its_way_is_made_once_more(folder: Path, store: Callable) -> None:
+@pytest.mark.parametrize("store", [TruncatesFirstCopies, FlipsAByteInFirstCopies])
+def test_copy_that_was_damaged_on_its_way_is_made_once_more(folder: Path, store: type[Store]) -> None:
     assert_all_rows_are_read(folder, store)
 
 
-@pytest.mark.parametrize("store", [first_copies_are_truncated, first_copies_have_a_flipped_byte, fails_three_times])
-def test_one_call_gets_over_a_passing_fault(folder: Path, store: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever needs a shard tries again what a thread tried ahead of time; either must do alone."""
-    stream = shards.CheckedStream(str(folder), folder.parent / "cache")
+@pytest.mark.unit
+@pytest.mark.parametrize("store", [TruncatesFirstCopies, FlipsAByteInFirstCopies, FailsTwice])
+def test_one_call_gets_over_a_passing_fault(folder: Path, store: type[Store]) -> None:
+    """A reader that needs a shard retries on its own what a thread failed to copy ahead of time."""
+    stream = shards.CheckedStream(store.url(folder), folder.parent / "cache")
     stream.apply_default({"split": "", "download_timeout": 60.0, "keep_zip": False})
-    monkeypatch.setattr("streaming.base.util.sleep", lambda seconds: None)
-    readers = stream.get_shards(World(1, 1, 1, 0), allow_unsafe_types=False)
-    downloader = type(stream._downloader)
-    monkeypatch.setattr(downloader, "_download_file_impl", store(downloader._download_file_impl))
+    readers = stream.get_shards(StreamingWorld(1, 1, 1, 0), allow_unsafe_types=False)
     rows = []
     for reader in readers:
         stream.prepare_shard(reader)
@@ -185,19 +204,21 @@ def test_one_call_gets_over_a_passing_fault(folder: Path, store: Callable, monke
 
 
 def test_store_that_recovers_costs_a_retry_not_the_run(folder: Path) -> None:
-    assert_all_rows_are_read(folder, fails_three_times)
+    assert_all_rows_are_read(folder, FailsTwice)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_store_that_stays_away_is_told(folder: Path, workers: int) -> None:
-    for error in errors_of(folder, fails_for_good, workers):
-        assert error.startswith(f"{folder}/part-")
+def test_store_that_stays_away_is_named(folder: Path, workers: int) -> None:
+    for error in errors_of(folder, FailsForGood, workers):
+        assert error.startswith(f"away://{folder}/part-")
         assert "cannot be copied to" in error and "the store is away; its store must answer" in error
 
 
 def empty_the_cache(cache: Path, step: int) -> None:
     if step == 5:
-        for part in cache.glob("part-*"):
+        parts = list(cache.glob("part-*"))
+        assert parts
+        for part in parts:
             shutil.rmtree(part, ignore_errors=True)
 
 

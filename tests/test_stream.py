@@ -1,4 +1,4 @@
-"""The stream: every row once an epoch for any number of workers, in global batches that do not depend on that number."""
+"""The stream reads every row once an epoch, in global batches that do not depend on the number of workers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROWS, BLOCKS, BLOCK_ROWS, GLOBAL_BATCH, EPOCHS = 5_003, 79, 64, 384, 3
 
 @pytest.fixture(scope="module")
 def numbered(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows that carry their own number, lists of it, and a weight; all in train, so 79 blocks, the last of them short."""
+    """Prepares rows that carry their number, lists of it and a weight, all in train: 79 blocks, the last of them short."""
     root = tmp_path_factory.mktemp("numbered")
     number = np.arange(ROWS)
     lists = pa.array([[n] * (n % 3) for n in number], pa.list_(pa.int64()))
@@ -47,7 +47,7 @@ def numbered(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def read_epochs(dataset: str, out: str, first_epoch: int, first_block: int, global_batch: int, data: DataConfig) -> None:
-    """What one worker sees: for each epoch and step its rows and weights."""
+    """Saves what one worker sees: the rows and weights of each epoch and step."""
     dist.init_process_group("gloo")
     layout = batch_layout(global_batch, BLOCK_ROWS, dist.get_world_size())
     cache = Path(out) / "cache"
@@ -79,7 +79,7 @@ def epochs_of(
     global_batch: int = GLOBAL_BATCH,
     data: DataConfig | None = None,
 ) -> list[list[tuple]]:
-    """For each epoch and global step: the rows that count, in order, and their weights."""
+    """Returns, for each epoch and global step, the rows that count, in order, and their weights."""
     out.mkdir()
     run_workers(read_epochs, workers, str(dataset), str(out), first_epoch, first_block, global_batch, data or DataConfig())
     ranks = [torch.load(out / f"rank-{rank}.pt") for rank in range(workers)]
@@ -97,6 +97,7 @@ def epochs_of(
             order = torch.argsort(rows[counted])
             steps.append((rows[counted][order].numpy(), weights[counted][order].numpy()))
         merged.append(steps)
+    assert len(merged) == EPOCHS - first_epoch
     return merged
 
 
@@ -142,7 +143,7 @@ def test_start_within_an_epoch_finds_the_rest_of_it_whoever_read_the_beginning(
 
 
 def test_three_workers_share_batches_of_four_blocks(by_workers: dict, numbered: Path, tmp_path: Path) -> None:
-    """Each reads two, of which two count nothing; from the middle of an epoch of larger batches on, with loader processes."""
+    """Each reads two blocks a step, of which two are padding; the start is within an epoch of larger batches."""
     alone = epochs_of(numbered, tmp_path / "alone", 1, 1, 18, 4 * BLOCK_ROWS)
     three = epochs_of(numbered, tmp_path / "three", 3, 1, 18, 4 * BLOCK_ROWS, DataConfig(loader_workers=2))
     for found, wanted in zip(three, alone, strict=True):
@@ -158,7 +159,7 @@ WORLDS = [(1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (1, 4), (2, 2), (4, 1), (1, 5)
 
 
 def simulated(blocks: int, global_blocks: int, canonical_nodes: int) -> BlockDataset:
-    """As much of a dataset of two shards as assigns its blocks."""
+    """Returns as much of a dataset of two shards as assigning its blocks needs."""
     dataset = BlockDataset.__new__(BlockDataset)
     settings = {"shuffle": True, "shuffle_algo": "py1e", "shuffle_seed": 3, "shuffle_block_size": 1 << 18, "batch_size": 1}
     nodes = {"num_canonical_nodes": canonical_nodes, "initial_physical_nodes": None}
@@ -173,7 +174,7 @@ def simulated(blocks: int, global_blocks: int, canonical_nodes: int) -> BlockDat
 
 
 def assigned(dataset: BlockDataset, nodes: int, ranks: int, done: int) -> list[list[int]]:
-    """The blocks that count, of each step, after checking that all workers read equally many of existing ones."""
+    """Returns the blocks that count in each step, and checks that all workers read equally many, all of which exist."""
     slots = dataset.assign_batches(StreamingWorld(nodes, ranks, 1, 0), 1, done)[:, :, 0]
     read = (slots != EMPTY).sum(-1).reshape(nodes * ranks, -1)
     assert (read == read[0]).all() and (read > 0).all(), "workers have unequal numbers of rows"
@@ -186,10 +187,11 @@ def counts(dataset: BlockDataset, slots: np.ndarray) -> np.ndarray:
     return (slots != EMPTY) & (slots < dataset.num_samples)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize("canonical_nodes", [1, 2, 4])
 @pytest.mark.parametrize("blocks", [5, 7, 16, 21])
 def test_any_world_counts_the_same_blocks_in_the_same_batch(blocks: int, canonical_nodes: int) -> None:
-    """Also one that takes over at any place, whatever batches led there."""
+    """The start may be at any block, after batches of any size."""
     for global_blocks in (1, 2, 3, 4, 8):
         dataset = simulated(blocks, global_blocks, canonical_nodes)
         order = dataset.global_order(1)
@@ -205,6 +207,7 @@ def test_any_world_counts_the_same_blocks_in_the_same_batch(blocks: int, canonic
         assert dataset.assign_batches(StreamingWorld(1, 3, 2, 0), 1, len(order)).size == 0
 
 
+@pytest.mark.unit
 def test_loader_processes_get_the_batches_in_turn() -> None:
     dataset = simulated(21, 4, 1)
     one, two = (dataset.assign_batches(StreamingWorld(1, 3, loaders, 0), 1, 0) for loaders in (1, 2))
@@ -212,11 +215,12 @@ def test_loader_processes_get_the_batches_in_turn() -> None:
     assert np.array_equal(two.transpose(0, 1, 3, 2, 4).reshape(1, 3, 1, 6, 2), one)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("nodes", "ranks", "canonical_nodes"), [(1, 1, 1), (1, 2, 1), (2, 2, 1), (2, 2, 2), (2, 4, 4), (4, 1, 2)]
 )
 def test_even_shares_are_those_of_mosaic_streaming(nodes: int, ranks: int, canonical_nodes: int) -> None:
-    """Slot by slot, but for what it repeats at the end of an epoch."""
+    """Shares are equal slot by slot, but for what Mosaic Streaming repeats at the end of an epoch."""
     for blocks in (16, 21):
         dataset = simulated(blocks, 8, canonical_nodes)
         dataset.batch_size = 8 // (nodes * ranks)
@@ -226,6 +230,7 @@ def test_even_shares_are_those_of_mosaic_streaming(nodes: int, ranks: int, canon
         assert np.array_equal(ours[counts(dataset, ours)], theirs[counts(dataset, ours)])
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(("rows", "use"), [(1000, "768 or 1024"), (100, "256"), (0, "256"), (-256, "256")])
 def test_global_batch_that_is_not_whole_blocks_is_refused(rows: int, use: str) -> None:
     with pytest.raises(
@@ -234,6 +239,7 @@ def test_global_batch_that_is_not_whole_blocks_is_refused(rows: int, use: str) -
         batch_layout(rows, 256, 2)
 
 
+@pytest.mark.unit
 def test_what_uneven_shares_cost_is_told() -> None:
     assert batch_layout(1024, 256, 2).rows == 512 and batch_layout(1024, 256, 2).padding_note() == ""
     told = "16 blocks of a global batch over 3 workers: each reads 6, and 2 of the 18 are padding that counts nothing (11%)"
@@ -242,6 +248,7 @@ def test_what_uneven_shares_cost_is_told() -> None:
     assert batch_layout(256, 256, 2).padding_note() == told
 
 
+@pytest.mark.unit
 @pytest.mark.skipif(not Path("/dev/shm").exists(), reason="this system keeps shared memory elsewhere")
 def test_shared_memory_that_another_worker_is_still_making_is_waited_for() -> None:
     from streaming.base.shared import SharedMemory  # after recsys_ray.compat.streaming_compat

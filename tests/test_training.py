@@ -1,4 +1,4 @@
-"""train(config) in real gloo process groups: the same curve for any number of workers, resume, exact evaluation."""
+"""train(config) in gloo process groups: the same losses for any number of workers, exact resume, exact evaluation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.workers import run_workers
 
 @pytest.fixture(scope="module")
 def two_workers(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two epochs on two workers, row-wise."""
+    """Trains two epochs on two workers, row-wise."""
     run_dir = tmp_path_factory.mktemp("two") / "run"
     run_workers(train, 2, dlrm_config(dataset, run_dir, epochs=2))
     return run_dir
@@ -48,7 +48,7 @@ def test_interrupted_run_goes_on_to_the_same_weights_bit_by_bit(dataset: Path, t
 
 
 def test_run_stopped_within_an_epoch_goes_on_there(dataset: Path, tmp_path: Path) -> None:
-    """Bit by bit as if nothing had happened on as many workers; the same curve on another number of them."""
+    """The resumed run is equal bit by bit on as many workers, and has the same losses on another number of them."""
     wanted = dlrm_config(dataset, tmp_path / "whole", every_steps=20)
     run_workers(train, 2, wanted)
     with pytest.raises(ProcessRaisedException, match="stopped"):
@@ -104,7 +104,7 @@ def test_mlflow_holds_the_run(two_workers: Path) -> None:
 
 
 def test_plain_module_on_one_process_predicts_as_the_sharded_one(dataset: Path, two_workers: Path) -> None:
-    """The saved state dict, in TorchRec's unsharded module, over the test split read row by row: the same log loss and AUC."""
+    """TorchRec's unsharded module, with the exported weights, has the sharded model's log loss and AUC on the test split."""
     from recsys_ray.columns import LENGTHS
     from recsys_ray.data.blocks.layout import widened
     from recsys_ray.data.dataset.directory import DatasetDirectory

@@ -1,4 +1,4 @@
-"""Raw columns -> model columns: every kind, encoding and Arrow type; and the order and limits of vocabularies."""
+"""The transform from raw to model columns for every kind, encoding and Arrow type; the order and limits of vocabularies."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def faults(column, values):
 
 
 def test_a_hash_never_changes():
-    """Stored datasets and models rely on these rows: were they to change, every old model would silently be wrong."""
+    """Stored datasets and models rely on these table rows; a change would silently spoil every old model."""
     assert encode(HASHED, pa.array([0, 1, 7, 123456789, -5, None])) == [1, 374, 371, 810, 760, 0]
     assert encode(WORDS, pa.array(["", "a", "Zürich", "日本", None])) == [494, 478, 81, 77, 0]
 

@@ -89,7 +89,7 @@ def sharded(made: Task, world: World) -> Any:
     {"pooling": "sum", "loss": "bce", "query_layers": (), "candidate_layers": ()},
 ])  # fmt: skip
 def test_pipelined_epochs_train_as_plain_ones(world: World, settings: dict[str, Any]) -> None:
-    """TrainPipelineSparseDist is the GPU's path; here it runs on the CPU, and gives the plain loop's every bit."""
+    """TrainPipelineSparseDist, which GPUs use, runs on the CPU here, and equals the plain loop bit by bit."""
 
     def trained(pipelined: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
         made = task(**settings)
@@ -115,7 +115,7 @@ def _value(tensor: Any) -> torch.Tensor:
 @pytest.mark.unit
 @pytest.mark.parametrize("pooling", ["attention", "mean"])
 def test_one_side_alone_gives_the_vectors_of_both(world: World, pooling: str) -> None:
-    """Also for rows without any history."""
+    """Rows without any history are among them."""
     made = task(pooling=pooling)
     model = sharded(made, world).eval().module.model
     batch = made.to_batch(columns(3))
@@ -142,7 +142,7 @@ def test_no_layers_and_one_column_a_side_is_matrix_factorisation(world: World) -
 
 
 def test_attention_learns_which_position_counts(world: World) -> None:
-    """The first value of a history alone decides; the bias of its position grows beyond the others'."""
+    """Only the first value of a history decides the item, so the bias of its position grows beyond the others."""
     made = task(Schema((*COLUMNS[1:3], ITEM)), pooling="attention", pooled_values=3, query_layers=(), candidate_layers=())
     model = sharded(made, world)
     rates = OptimizerConfig(sparse="adagrad", sparse_learning_rate=0.5, dense_learning_rate=0.05)

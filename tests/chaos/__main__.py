@@ -17,10 +17,8 @@ from pathlib import Path
 
 import tyro
 
-from recsys_ray.config import PrepareConfig
-from recsys_ray.data.prepare.pipeline import prepare
-from recsys_ray.datasets import synthetic
 from tests.chaos.harness import Kill, Outcome, run, uninterrupted
+from tests.support.preparing import SYNTHETIC_ROWS, synthetic_dataset
 
 PARTS = ("detection", "restart", "join and build", "load", "first batch and step", "all")
 
@@ -33,14 +31,13 @@ class Chaos:
     runs: int = 10
     """Runs on each engine."""
     first_seed: int = 1
-    rows: int = 61_000
+    rows: int = SYNTHETIC_ROWS
 
 
 def main(chaos: Chaos) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        raw = synthetic.generate(folder / "raw", chaos.rows, dense=3, categorical=4, num_embeddings=500, multi=True)
-        prepare(PrepareConfig(parquet=str(raw / "interactions"), out=str(folder / "dataset"), block_rows=128))
+        synthetic_dataset(folder, chaos.rows)
         outcomes = [outcome for engine in chaos.engines for outcome in _kill_all(chaos, engine, folder)]
     good = sum(outcome.killed and outcome.weights == b"same" and not outcome.left for outcome in outcomes)
     print(f"\n{good} of {len(outcomes)} were killed, ended in the same weights, bit by bit, and left nothing")

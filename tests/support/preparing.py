@@ -1,4 +1,4 @@
-"""Small Parquet inputs for preparation, and dataset directories read back with plain Mosaic Streaming."""
+"""Small inputs for preparation, a small dataset directory, and splits read back with plain Mosaic Streaming."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ import pyarrow.parquet as pq
 
 from recsys_ray.compat.streaming_compat import StreamingDataset
 from recsys_ray.config import PrepareConfig
+from recsys_ray.data.prepare.pipeline import prepare
+from recsys_ray.datasets import synthetic
 from recsys_ray.schema import Categorical, Column, Dense, Label, Schema, Timestamp
 
+SYNTHETIC_ROWS = 61_000
+"""Leaves a short block in every split."""
 CLICKS: tuple[Column, ...] = (
     Label("click"),
     Dense("price", scale="standard"),
@@ -51,6 +55,13 @@ def write_input(folder: Path, columns: Any = None, schema: tuple[Column, ...] = 
 def config_for(folder: Path, **settings: Any) -> PrepareConfig:
     """Returns the settings that prepare `folder` into the folder `dataset` beside it."""
     return PrepareConfig(**({"parquet": str(folder), "out": str(folder.parent / "dataset"), "block_rows": 64} | settings))
+
+
+def synthetic_dataset(folder: Path, rows: int = SYNTHETIC_ROWS) -> Path:
+    """Prepares folder/dataset from synthetic clicks in folder/raw, with a multi-valued column; needs Ray."""
+    raw = synthetic.generate(folder / "raw", rows, dense=3, categorical=4, num_embeddings=500, multi=True)
+    prepare(PrepareConfig(parquet=str(raw / "interactions"), out=str(folder / "dataset"), block_rows=128))
+    return folder / "dataset"
 
 
 def to_frame(block: dict[str, np.ndarray]) -> pd.DataFrame:
