@@ -59,7 +59,9 @@ def metric_figure(validation: Points, metric: str, best: int | None) -> Figure |
     if best is not None and math.isfinite(values[best]):
         x, y = epochs[best], values[best]
         axes.plot([x], [y], "o", color=ORANGE, markersize=9, markeredgecolor=INK, markeredgewidth=1.2)
-        axes.annotate(f"{y:.4f}", (x, y), (0, 9), textcoords="offset points", ha="center", color=INK)
+        # The line may run through the number, since the marked epoch need not have the highest value.
+        halo = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+        axes.annotate(f"{y:.4f}", (x, y), (0, 10), textcoords="offset points", ha="center", color=INK, bbox=halo)
     axes.margins(x=0.12, y=0.2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     style_axes(axes, "epoch", f"validation {metric_label(metric)}")
