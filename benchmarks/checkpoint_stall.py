@@ -29,7 +29,7 @@ from recsys_ray.config import OptimizerConfig, ShardingConfig
 from recsys_ray.distributed import World
 from recsys_ray.models.dlrm import DLRMConfig
 from recsys_ray.models.registry import build_task
-from recsys_ray.models.task import Batch, Task
+from recsys_ray.models.task import Batch, BuildContext, Task
 from recsys_ray.schema import Categorical, Dense, Label, Schema
 from recsys_ray.sharding.sharded_model import initialise_tables, shard_model
 from recsys_ray.training.optimizers import build_optimizer
@@ -145,7 +145,7 @@ def _task(stall: Stall, world: World) -> tuple[Task, int]:
     rows = int(stall.gib * 2**30 / 4 / DIM / TABLES)
     tables = [Categorical(f"c{number}", "item", num_embeddings=rows) for number in range(TABLES)]
     schema = Schema((Label("label"), Dense("d"), *tables))
-    return build_task(DLRMConfig(embedding_dim=DIM), schema, "weight", world.device, None, seed=0), rows
+    return build_task(DLRMConfig(embedding_dim=DIM), BuildContext(schema, world.device)), rows
 
 
 def _batch(task: Task, seed: int, batch: int, rows: int) -> Batch:

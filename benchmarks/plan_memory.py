@@ -30,7 +30,7 @@ from recsys_ray.host_memory import M_MMAP_THRESHOLD
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.models.dlrm import DLRMConfig
 from recsys_ray.models.registry import build_task
-from recsys_ray.models.task import Batch, Task
+from recsys_ray.models.task import Batch, BuildContext, Task
 from recsys_ray.planning.cluster import Cluster
 from recsys_ray.planning.plan import ClusterPlan, plan_cluster
 from recsys_ray.planning.workload import make_workload
@@ -117,7 +117,7 @@ def measure_worker(config: TrainConfig, world: World) -> None:
 def run(config: TrainConfig, schema: Schema, world: World) -> dict[str, Any]:
     """Trains, and returns the bytes of this worker's tensors."""
     rows = config.train.global_batch // world.size
-    task = build_task(config.model, schema, ROW_WEIGHT, world.device, None, seed=0)
+    task = build_task(config.model, BuildContext(schema, world.device))
     model = shard_model(task.module, world, sharding=config.sharding, optimizer=config.optimizer, local_batch=rows)
     initialise_tables(model, 0.0, 0)
     optimizer = build_optimizer(model, config.optimizer)

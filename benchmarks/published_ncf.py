@@ -41,8 +41,8 @@ from recsys_ray.config import (
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.datasets.histories import with_recent_items
 from recsys_ray.launch.launcher import launcher
-from recsys_ray.models.evaluation.baselines import fit_ials, solve
-from recsys_ray.models.evaluation.retrieval_metrics import Pairs, rank
+from recsys_ray.models.evaluation.baselines import solve_ials, train_ials
+from recsys_ray.models.evaluation.retrieval_metrics import Pairs, rank_catalogue
 from recsys_ray.models.two_tower import TwoTowerConfig
 from recsys_ray.schema import Categorical, Schema, Timestamp
 from recsys_ray.serving.bundle import load_retriever
@@ -170,8 +170,8 @@ def ials_scores(rows: pd.DataFrame) -> np.ndarray:
     """The package's iALS; its weights were chosen on the validation items too."""
     known = rows[rows["split"] == "train"]
     pairs = Pairs.of(torch.tensor(known["user_id"].to_numpy()), torch.tensor(known["item_id"].to_numpy()))
-    factors = fit_ials(pairs, USERS, ITEMS)
-    return (solve(pairs, USERS, factors) @ factors.T).numpy()
+    factors = train_ials(pairs, USERS, ITEMS)
+    return (solve_ials(pairs, USERS, factors) @ factors.T).numpy()
 
 
 def full(scores: np.ndarray, rows: pd.DataFrame) -> tuple[float, float]:
@@ -182,7 +182,14 @@ def full(scores: np.ndarray, rows: pd.DataFrame) -> tuple[float, float]:
     )
     matrix = torch.from_numpy(scores)
     nothing = torch.zeros(USERS, dtype=torch.int64)
-    ranked = rank(lambda first, stop: matrix[first:stop].clone(), relevant, nothing, seen, ITEMS, (20,))
+    ranked = rank_catalogue(
+        lambda first, stop: matrix[first:stop].clone(),
+        relevant=relevant,
+        missing=nothing,
+        seen=seen,
+        num_items=ITEMS,
+        metrics_at=(20,),
+    )
     return float(ranked.metrics["recall_at_20"].mean()), float(ranked.metrics["ndcg_at_20"].mean())
 
 

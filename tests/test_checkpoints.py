@@ -54,7 +54,7 @@ def test_two_are_kept_and_say_what_they_hold(stopped: Path) -> None:
     assert kept.committed() == [30, 20]
     progress = newest_progress(stopped)
     assert (progress["step"], progress["blocks_in_epoch"], progress["epoch"]) == (30, 240, 0)
-    assert progress["mlflow_run_id"] and len(progress["training"]) == 30 and progress["scores"][0][0] == 30
+    assert progress["tracking_run_id"] and len(progress["training"]) == 30 and progress["scores"][0][0] == 30
     assert {name.split("_")[2] for name in kept.marker(30)["files"] if name.startswith("__")} == {"0", "1"}
 
 

@@ -1,4 +1,4 @@
-"""A run goes on: under another plan, number of workers, settings; never as another run; and a new one from its weights."""
+"""Resume with other workers, another sharding plan or other settings; refusal to resume another run; warm starts."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ import torch
 from safetensors.torch import load_file
 from torch.multiprocessing import ProcessRaisedException
 
+from recsys_ray.columns import ROW_WEIGHT
 from recsys_ray.config import PrepareConfig, ShardingConfig, TrainConfig
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.dataset.tables import load_vocabularies
 from recsys_ray.data.prepare.pipeline import prepare
-from recsys_ray.launch.stopping import STOP
+from recsys_ray.launch.stopping import STOP_FILE
 from recsys_ray.training.train import train
 from tests.support.audit import ROWS, assert_every_row_once_an_epoch, audited_train, numbered_rows, rows_by_step
 from tests.support.faults import train_and_damage_last, train_until_validation
-from tests.support.runs import dlrm_config, log_of, logged_train, losses, newest_progress, outcome, weights
+from tests.support.runs import dlrm_config, log_of, logged_train, losses, newest_progress, outcome, same_weights, weights
 from tests.support.workers import run_workers
 
 WIDE = 256  # TorchRec splits no columns below 128
@@ -35,12 +36,12 @@ def audited(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_every_row_of_every_epoch_once_when_workers_go_and_come(audited: Path, tmp_path: Path) -> None:
-    """2 -> 1 -> 3 -> 2 workers within two epochs, stopped by request: of 24 steps each. Three cannot share 8 blocks evenly."""
+    """Two epochs of 24 steps run on 2, 1, 3 and 2 workers, stopped by request. Three workers cannot share 8 blocks evenly."""
     whole, resized = tmp_path / "whole", tmp_path / "resized"
     run_workers(audited_train, 2, dlrm_config(audited, whole, epochs=2))
     for workers, stop_after in ((2, 7), (1, 15), (3, 30), (2, 0)):
         run_workers(audited_train, workers, dlrm_config(audited, resized, epochs=2), stop_after)
-        (resized / STOP).unlink(missing_ok=True)
+        (resized / STOP_FILE).unlink(missing_ok=True)
     steps = outcome(resized)["steps"]
     assert steps == outcome(whole)["steps"] == 48
     expected, found = rows_by_step(whole, steps), rows_by_step(resized, steps)
@@ -52,7 +53,7 @@ def test_every_row_of_every_epoch_once_when_workers_go_and_come(audited: Path, t
 
 
 def test_batch_and_rate_may_change_within_an_epoch(audited: Path, tmp_path: Path) -> None:
-    """The place is counted in rows: with half the batch every row is still trained once. What changed is told and tagged."""
+    """The position is counted in rows, so a resume with half the batch trains every row once. Changes are logged and tagged."""
     run_dir = tmp_path / "run"
     run_workers(audited_train, 2, dlrm_config(audited, run_dir, max_steps=9))
     changed = dlrm_config(audited, run_dir, global_batch=512)
@@ -65,13 +66,13 @@ def test_batch_and_rate_may_change_within_an_epoch(audited: Path, tmp_path: Path
         assert f"changed since the checkpoint: {change}" in log_of(run_dir)
     import mlflow
 
-    run = mlflow.tracking.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_run(outcome(run_dir)["mlflow_run_id"])
+    run = mlflow.tracking.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_run(outcome(run_dir)["tracking_run_id"])
     assert "train.global_batch 1024 -> 512" in run.data.tags["changed.after_step_9"]
 
 
 @pytest.fixture(scope="module")
 def wide(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten steps on two workers, row-wise."""
+    """Trains ten steps on two workers, row-wise."""
     run_dir = tmp_path_factory.mktemp("wide") / "run"
     run_workers(train, 2, wide_config(dataset, run_dir, "row_wise"))
     return run_dir
@@ -85,14 +86,14 @@ def wide_config(dataset: Path, run_dir: Path, kind: str, steps: int = 10) -> Tra
 
 @pytest.mark.parametrize(("workers", "kind"), [(1, "table_wise"), (2, "table_wise"), (2, "column_wise")])
 def test_row_wise_checkpoint_under_another_plan(dataset: Path, wide: Path, tmp_path: Path, workers: int, kind: str) -> None:
-    """Equal predictions at once; trained on, what row-wise would have come to, but for the sums of columns apart."""
+    """The restored model predicts the same, and trains on as the row-wise one does, up to the order of sums."""
     for name in ("here", "there"):
         shutil.copytree(wide, tmp_path / name / "run")
         shutil.copy2(wide.parent / "mlflow.db", tmp_path / name)
     here = tmp_path / "here" / "run"
     run_workers(train, workers, wide_config(dataset, here, kind))  # nothing left to train: restore, evaluate, export
     assert outcome(here)["test_logloss"] == pytest.approx(outcome(wide)["test_logloss"], abs=1e-6)
-    assert all(torch.equal(weights(wide)[name], tensor) for name, tensor in weights(here).items())
+    assert same_weights(wide, here)
     run_workers(logged_train, workers, wide_config(dataset, here, kind, steps=14))
     run_workers(train, 2, wide_config(dataset, tmp_path / "there" / "run", "row_wise", steps=14))
     assert losses(here)[10:] == pytest.approx(losses(tmp_path / "there" / "run")[10:], abs=1e-4)
@@ -106,16 +107,17 @@ def test_column_wise_state_goes_back_to_row_wise(dataset: Path, tmp_path: Path) 
 
 
 def test_plain_module_on_the_cpu_predicts_the_same(dataset: Path, wide: Path) -> None:
-    """The checkpoint itself, not the export, in TorchRec's unsharded modules, against the test metrics of the sharded ones."""
+    """TorchRec's unsharded modules, loaded from the checkpoint and not from the export, have the sharded model's test metrics."""
     import torch.distributed.checkpoint as dcp
 
     from recsys_ray.data.loading.split_reader import read_split
-    from recsys_ray.models.dlrm import build_dlrm
     from recsys_ray.models.evaluation.binary_metrics import binary_metrics
+    from recsys_ray.models.registry import build_task
+    from recsys_ray.models.task import BuildContext
 
     directory = DatasetDirectory.open(dataset)
     model = wide_config(dataset, wide, "row_wise").model
-    task = build_dlrm(model, directory.schema, "weight", torch.device("cpu"), None)  # type: ignore[arg-type]
+    task = build_task(model, BuildContext(directory.schema, torch.device("cpu")))
     module = task.module
     module.model.sparse_arch.to_empty(device="cpu")
     state = {"model": module.state_dict()}
@@ -124,7 +126,7 @@ def test_plain_module_on_the_cpu_predicts_the_same(dataset: Path, wide: Path) ->
     predicted, labels = [], []
     with torch.no_grad():
         for columns in read_split(directory, "test"):
-            batch = task.to_batch({**columns, "weight": torch.ones(len(columns["label"]))})
+            batch = task.to_batch({**columns, ROW_WEIGHT: torch.ones(len(columns["label"]))})
             predicted.append(module.model(batch.dense, batch.sparse).squeeze(-1).sigmoid().numpy())
             labels.append(columns["label"].numpy())
     found = binary_metrics(np.concatenate(predicted), np.concatenate(labels), np.ones(sum(map(len, labels))))
@@ -173,7 +175,7 @@ def prepared_day(folder: Path, name: str, values: list[str]) -> Path:
 
 
 def test_new_run_starts_from_the_rows_that_it_knows_by_value(ray_session: None, tmp_path: Path) -> None:
-    """The vocabulary of the second day has another order, lacks a city and has a new one; two workers, row-wise."""
+    """The second day has another order of values, one new city and one city less; two workers, row-wise."""
     monday = prepared_day(tmp_path, "monday", ["bergen", "oslo", "paris", "rome"])
     tuesday = prepared_day(tmp_path, "tuesday", ["zagreb", "rome", "bergen", "oslo"])
     run_workers(train, 2, dlrm_config(monday, tmp_path / "first", global_batch=256))
@@ -205,11 +207,11 @@ def test_epoch_is_validated_once_also_when_the_run_ended_there(dataset: Path, tm
     assert expected["scores"] == found["scores"] and expected["validation"] == found["validation"]
     assert len(found["scores"]) == len({step for step, _ in found["scores"]}) > 0
     assert outcome(whole)["best_checkpoint"] == outcome(killed)["best_checkpoint"]
-    assert all(torch.equal(weights(whole)[name], tensor) for name, tensor in weights(killed).items())
+    assert same_weights(whole, killed)
 
 
 def test_column_parts_go_to_workers_that_have_no_part_of_a_table(dataset: Path, tmp_path: Path) -> None:
-    """Each worker restores the tables that it has: no call that waits for the others."""
+    """Each worker restores the tables that it has, without a collective that would wait for the others."""
     wanted = wide_config(dataset, tmp_path / "run", "column_wise")
     run_workers(train, 2, wanted)
     run_workers(train, 2, wide_config(dataset, tmp_path / "run", "table_wise", steps=12))

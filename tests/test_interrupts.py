@@ -23,6 +23,7 @@ import pytest
 from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.config import LaunchConfig, SparkConfig, TrainConfig
 from recsys_ray.launch.launcher import launcher
+from recsys_ray.models.dlrm import DLRMConfig
 from tests.support.processes import MARK, ROOT, marked, needs_java, wait_until_gone
 from tests.support.ray_head import Head, listed, ray_head, submit
 
@@ -135,7 +136,7 @@ def interrupted_in_a_session(run_dir: Path) -> tuple[list[int], int]:
     threading.Thread(target=interrupt_when_running, args=(run_dir,), daemon=True).start()
     launch = LaunchConfig("spark", 2, spark=SparkConfig(mode="cluster"))
     with pytest.raises(KeyboardInterrupt), launcher(launch) as cluster:
-        cluster.run(wait_long, TrainConfig(run_dir=str(run_dir), launch=launch))
+        cluster.run(wait_long, TrainConfig(run_dir=str(run_dir), model=DLRMConfig(), launch=launch))
     return list(spark.sparkContext.statusTracker().getActiveJobsIds()), spark.range(7).count()
 
 

@@ -1,4 +1,4 @@
-"""Launchers: what a worker finds, how its failure reaches the caller, and requests that no cluster here can satisfy."""
+"""Launchers: the environment of a worker, how its failure reaches the caller, and requests that no cluster here can satisfy."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from recsys_ray.config import LaunchConfig, RayConfig, SparkConfig, TrainConfig
 from recsys_ray.distributed import join_world, node_layout
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.launch.ray_capacity import workers_that_fit
-from recsys_ray.launch.worker import WorkerFailed, failure
-from tests.support.processes import needs_java
+from recsys_ray.launch.worker_records import WorkerFailed, explain_failure
+from recsys_ray.models.dlrm import DLRMConfig
+from tests.support.processes import ROOT, needs_java
 
-ROOT = Path(__file__).parent.parent
 ENGINES = {
     "local": LaunchConfig("local", 2),
     "ray": LaunchConfig("ray", 2, cpus_per_worker=0.5),
@@ -36,7 +36,7 @@ spark_driver, spark_cluster = (pytest.param(name, marks=needs_java) for name in 
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spark's workers import the functions of this module by its name."""
+    """Lets Spark's workers import the functions of this module by name."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
@@ -64,7 +64,7 @@ def kill_rank_1(config: TrainConfig) -> None:
 
 
 def run(launch: LaunchConfig, train: Callable[[TrainConfig], None], run_dir: Path) -> None:
-    """Spark in a process of its own: Ray's connection does not survive the fork by which pyspark starts Java."""
+    """Launches a training, under Spark in a process of its own: Ray's connection does not survive the fork that starts Java."""
     if launch.engine != "spark":
         return launch_here(launch, train, run_dir)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
@@ -73,7 +73,7 @@ def run(launch: LaunchConfig, train: Callable[[TrainConfig], None], run_dir: Pat
 
 def launch_here(launch: LaunchConfig, train: Callable[[TrainConfig], None], run_dir: Path) -> None:
     with launcher(launch) as cluster:
-        cluster.run(train, TrainConfig(run_dir=str(run_dir), launch=launch))
+        cluster.run(train, TrainConfig(run_dir=str(run_dir), model=DLRMConfig(), launch=launch))
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])
@@ -167,17 +167,17 @@ def leave_record(folder: Path, attempt: str, rank: int, began: float, **how: obj
 
 @pytest.mark.unit
 def test_failure_is_told_of_the_last_attempt_and_names_all_in_doubt(tmp_path: Path) -> None:
-    assert failure(str(tmp_path)) is None
+    assert explain_failure(str(tmp_path)) is None
     leave_record(tmp_path, "first", 3, 1.0, state="failed", ended=2.0, error="ValueError: an old one", trace="old")
     leave_record(
         tmp_path, "second", 0, 3.0, state="failed", ended=4.0, error="RuntimeError: Connection closed by peer", trace="t"
     )
     leave_record(tmp_path, "second", 1, 3.1)
-    assert str(failure(str(tmp_path))).startswith("worker rank 1 on host here (process 7) was killed by SIGKILL")
-    assert "by the loss of its node" in str(failure(str(tmp_path), {1: "the loss of its node"}))
-    assert "Connection closed by peer" in str(failure(str(tmp_path), {}))
+    assert str(explain_failure(str(tmp_path))).startswith("worker rank 1 on host here (process 7) was killed by SIGKILL")
+    assert "by the loss of its node" in str(explain_failure(str(tmp_path), {1: "the loss of its node"}))
+    assert "Connection closed by peer" in str(explain_failure(str(tmp_path), {}))
     leave_record(tmp_path, "second", 2, 3.2)
-    lines = str(failure(str(tmp_path))).splitlines()
+    lines = str(explain_failure(str(tmp_path))).splitlines()
     assert lines[0] == "one of these:" and ["rank 1" in lines[1], "rank 2" in lines[2], len(lines)] == [True, True, 3]
 
 

@@ -32,7 +32,7 @@ def loss_of(part: dict[str, torch.Tensor], hard: int = 0, temperature: float = 0
     items = torch.cat([part["items"], part["extra_items"]])
     counted = torch.cat([part["weights"] > 0, torch.ones(len(part["extra"]), dtype=torch.bool)])
     own = Candidates(torch.cat([part["vectors"], part["extra"]]), items, part["log_q"][items], counted)
-    return sampled_softmax(part["queries"], own, part["weights"], temperature, hard)
+    return sampled_softmax(part["queries"], own, part["weights"], temperature=temperature, hard_negatives=hard)
 
 
 def expected_loss(b: dict[str, torch.Tensor], hard: int = 0, temperature: float = 0.5) -> float:

@@ -1,4 +1,4 @@
-"""Planning without a cluster: memory by hand, the smallest cluster that fits, cost, and the shards of a run that happens."""
+"""Planning without a cluster: memory, the smallest cluster that fits, cost, and the shards of a real run."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from recsys_ray.config import LoopConfig, OptimizerConfig, ShardingConfig, Train
 from recsys_ray.distributed import join_world
 from recsys_ray.models.dlrm import DLRMConfig
 from recsys_ray.models.registry import build_task
+from recsys_ray.models.task import BuildContext
 from recsys_ray.models.two_tower import TwoTowerConfig
-from recsys_ray.planning.cluster import GIB, Cluster, check
-from recsys_ray.planning.plan import ClusterPlan, plan, smallest
+from recsys_ray.planning.cluster import Cluster, check_cluster
+from recsys_ray.planning.plan import ClusterPlan, plan_cluster, smallest_plan
 from recsys_ray.planning.plan_text import too_small
-from recsys_ray.planning.workload import workload
+from recsys_ray.planning.workload import make_workload
 from recsys_ray.schema import Categorical, Dense, Label, Schema
-from recsys_ray.sharding.planner import RESERVED, plan_shards, shard
+from recsys_ray.sharding.devices import GIB
+from recsys_ray.sharding.placement import table_shards
+from recsys_ray.sharding.planner import RESERVED
+from recsys_ray.sharding.sharded_model import shard_model
+from tests.support.processes import ROOT
 from tests.support.workers import run_workers
 
-ROOT = Path(__file__).parents[1]
 ROWS, DIM, TABLES, BATCH = 10_000_000, 64, 16, 8192
 CONFIG = TrainConfig(model=DLRMConfig(embedding_dim=DIM), train=LoopConfig(global_batch=BATCH))
 
@@ -34,7 +38,7 @@ def schema(rows: int = ROWS, tables: int = TABLES) -> Schema:
 
 
 def planned(config: TrainConfig, columns: Schema, cluster: Cluster, list_values: float = 1.0) -> ClusterPlan:
-    found = plan(workload(config, columns, list_values), cluster)
+    found = plan_cluster(make_workload(config, columns, list_values), cluster)
     assert found is not None
     return found
 
@@ -51,30 +55,34 @@ def test_the_command_prints_plan_memory_time_and_cost_of_two_nodes(tmp_path: Pat
     assert "smallest that fits: 1 node of 1 x h100" in done.stdout and "An estimate" in done.stdout
 
 
+@pytest.mark.unit
 def test_tables_too_large_name_the_smallest_cluster_and_the_remedy() -> None:
-    work, cluster = workload(CONFIG, schema(), 1.0), Cluster(gpus_per_node=1, gpu="a10g")
-    assert plan(work, cluster) is None
-    told = too_small(work, cluster, smallest(work, cluster))
+    work, cluster = make_workload(CONFIG, schema(), 1.0), Cluster(gpus_per_node=1, gpu="a10g")
+    assert plan_cluster(work, cluster) is None
+    told = too_small(work, cluster, smallest_plan(work, cluster))
     for words in ("the embedding tables (38.74 GiB", "1 x a10g of 22 GiB", "3 nodes of 1 x a10g", "lower num_embeddings"):
         assert words in told, told
     assert "nor in up to 32 nodes of 1" in too_small(work, cluster, None)
 
 
+@pytest.mark.unit
 @pytest.mark.parametrize(("memory_gib", "per_node", "workers"), [(79.0, 8, 1), (24.0, 8, 2), (12.5, 8, 4), (5.0, 4, 12)])
 def test_the_smallest_cluster_is_as_large_as_its_tables(memory_gib: float, per_node: int, workers: int) -> None:
-    work = workload(CONFIG, schema(), 1.0)
+    work = make_workload(CONFIG, schema(), 1.0)
     assert work.table_bytes == TABLES * ROWS * (DIM + 1) * 4
-    least = smallest(work, Cluster(gpus_per_node=per_node, memory_gib=memory_gib))
+    least = smallest_plan(work, Cluster(gpus_per_node=per_node, memory_gib=memory_gib))
     assert least is not None and least.cluster.workers == workers
     room, fewer = (1 - RESERVED) * memory_gib * GIB, workers // 2 if workers <= per_node else workers - per_node
     assert fewer * room < work.table_bytes <= workers * room
 
 
+@pytest.mark.unit
 def test_tables_that_may_not_be_split_fit_nowhere() -> None:
     config = replace(CONFIG, sharding=ShardingConfig(types=("table_wise",)))
-    assert smallest(workload(config, schema(), 1.0), Cluster(memory_gib=2.0, most_nodes=4)) is None
+    assert smallest_plan(make_workload(config, schema(), 1.0), Cluster(memory_gib=2.0, most_nodes=4)) is None
 
 
+@pytest.mark.unit
 def test_predicted_tables_are_rows_by_dim_and_cost_is_arithmetic() -> None:
     found = planned(CONFIG, schema(), Cluster(nodes=2, price=3.0))
     assert sum(memory.tables for memory in found.memory) == TABLES * ROWS * DIM * 4
@@ -84,6 +92,7 @@ def test_predicted_tables_are_rows_by_dim_and_cost_is_arithmetic() -> None:
     assert found.step.total == pytest.approx(sum(found.step.parts.values()))
 
 
+@pytest.mark.unit
 def test_slow_links_and_long_lists_are_the_bottleneck_that_they_are() -> None:
     columns = Schema((*schema(1000, 4).columns, Categorical("history", num_embeddings=1000, multi=True)))
     slow = planned(CONFIG, columns, Cluster(nodes=2, network_gb_s=0.01))
@@ -94,8 +103,9 @@ def test_slow_links_and_long_lists_are_the_bottleneck_that_they_are() -> None:
     assert planned(CONFIG, columns, Cluster(gpus_per_node=1, tflops=1e-3)).step.bottleneck == "dense"
 
 
+@pytest.mark.unit
 def test_over_slow_links_only_tables_too_large_for_a_gpu_are_split() -> None:
-    """With kernels to choose from, TorchRec's search gets lost: it splits all six tables, at twice the exchange."""
+    """With several kernels to choose from, TorchRec's search splits all six tables, at twice the exchange."""
     rows = dict(zip("abcdef", (40_000_000, 40_000_000, 3_000_000, 3_000_000, 10_000, 10_000), strict=True))
     columns = Schema((Label("label"), *[Categorical(name, num_embeddings=count) for name, count in rows.items()]))
     config = replace(CONFIG, model=DLRMConfig(embedding_dim=128))
@@ -103,6 +113,7 @@ def test_over_slow_links_only_tables_too_large_for_a_gpu_are_split() -> None:
     assert {part.table for part in found.shards if part.sharding == "row_wise"} == {"a_table", "b_table"}
 
 
+@pytest.mark.unit
 def test_a_softmax_over_the_global_batch_takes_memory() -> None:
     keys = (Categorical("user", "user", num_embeddings=1000, key=True, encoding="identity"),)
     columns = Schema((*keys, Categorical("item", "item", num_embeddings=1000, key=True, encoding="identity")))
@@ -110,15 +121,16 @@ def test_a_softmax_over_the_global_batch_takes_memory() -> None:
     assert found.memory[0].activations > BATCH // 2 * BATCH * 12
 
 
+@pytest.mark.unit
 def test_what_cannot_be_planned_is_named() -> None:
     with pytest.raises(ValueError, match=r"column 'city': num_embeddings is 0.*--data\.path"):
-        workload(CONFIG, Schema((Label("label"), Categorical("city", encoding="vocabulary"))), 1.0)
+        make_workload(CONFIG, Schema((Label("label"), Categorical("city", encoding="vocabulary"))), 1.0)
     with pytest.raises(ValueError, match=r"--cluster\.gpus-per-node is 0"):
-        check(Cluster(gpus_per_node=0))
+        check_cluster(Cluster(gpus_per_node=0))
 
 
 def test_a_real_run_has_the_predicted_bytes_of_tables_and_optimizer(tmp_path: Path) -> None:
-    """Column-wise parts of a table have a number of row-wise Adagrad each, which TorchRec's planner counts once."""
+    """Each column-wise part of a table has its own row-wise Adagrad state, which TorchRec's planner counts once."""
     columns, runs = schema(2000, 3), []
     for kind, sparse in (("table_wise", "adagrad"), ("row_wise", "rowwise_adagrad"), ("column_wise", "rowwise_adagrad")):
         sharding = ShardingConfig(types=(kind,), memory_gib=1.0)  # type: ignore[arg-type]
@@ -135,14 +147,16 @@ def test_a_real_run_has_the_predicted_bytes_of_tables_and_optimizer(tmp_path: Pa
 
 
 def _measure(folder: Path, columns: Schema, runs: list[TrainConfig]) -> None:
-    """Bytes of this worker's shards and of their optimizer state, and where all shards are; for each run."""
+    """Saves, for each run, the bytes of this worker's shards and of their optimizer state, and the placement of all shards."""
     with join_world(1) as world:
         found = []
         for config in runs:
-            task = build_task(config.model, columns, "weight", world.device, None, seed=0)
-            model = shard(task.module, world, config.sharding, config.optimizer, BATCH // world.size)
+            task = build_task(config.model, BuildContext(columns, world.device))
+            model = shard_model(
+                task.module, world, sharding=config.sharding, optimizer=config.optimizer, local_batch=BATCH // world.size
+            )
             states = [value for values in model.fused_optimizer.state.values() for value in values.values()]
-            places = sorted(_place(part) for part in plan_shards(model))
+            places = sorted(_place(part) for part in table_shards(model))
             found.append([_local_bytes(model.state_dict().values()), _local_bytes(states), places])
         (folder / f"{world.rank}.json").write_text(json.dumps(found))
 

@@ -131,18 +131,24 @@ def test_bad_rows_of_files_that_differ_in_what_may_be_null(spark_session, tmp_pa
     assert pq.read_table(dataset.root / "rejected").num_rows == 200 and "rejected.attempts" not in names(dataset.root)
 
 
-def test_no_pyspark_and_no_java(spark_session, tmp_path, monkeypatch):
-    config = config_for(write_input(tmp_path / "in"), engine="spark")
-    monkeypatch.setattr("recsys_ray.data.engines.spark.session._active", lambda: None)
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"found no Java\. Spark wants Java 17: install it"):
-        patch.delenv("JAVA_HOME", raising=False)
-        patch.setenv("PATH", "/nowhere")
-        prepare(config)
-    for name in [name for name in sys.modules if name.startswith(("pyspark", "recsys_ray.data.spark_"))]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "pyspark", None)
-    with pytest.raises(ValueError, match=r"--engine spark wants pyspark: pip install 'recsys-ray\[spark\]'"):
-        prepare(config)
+NO_PYSPARK = f"import runpy, sys; sys.modules['pyspark'] = None; runpy.run_path({str(JOB)!r}, run_name='__main__')"
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ([str(JOB)], "prepare_data: --engine spark found no Java. Spark wants Java 17: install it"),
+        (["-c", NO_PYSPARK], "prepare_data: --engine spark wants pyspark: pip install 'recsys-ray[spark]'"),
+    ],
+    ids=["java", "pyspark"],
+)
+def test_what_spark_needs_and_is_not_installed_is_named(program, message, tmp_path):
+    source = write_input(tmp_path / "in")
+    flags = ["--engine", "spark", "--parquet", str(source), "--out", str(tmp_path / "dataset")]
+    environment = {name: value for name, value in os.environ.items() if name not in ("JAVA_HOME", "PYSPARK_SUBMIT_ARGS")}
+    command, environment = [sys.executable, *program, *flags], {**environment, "PATH": "/nowhere"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith(message) and len(done.stderr.splitlines()) == 1, done.stderr
     assert names(tmp_path) == ["in"]
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from recsys_ray.models.evaluation import retrieval_metrics as ranking
-from recsys_ray.models.evaluation.baselines import fit_ials, solve
-from recsys_ray.models.evaluation.retrieval_metrics import Pairs, Ranked, rank
+from recsys_ray.models.evaluation.baselines import solve_ials, train_ials
+from recsys_ray.models.evaluation.retrieval_metrics import Pairs, Ranked, rank_catalogue
 
 pytestmark = pytest.mark.unit
 
@@ -39,7 +39,14 @@ def expected(scores: torch.Tensor, relevant: Pairs, missing: torch.Tensor, seen:
 
 
 def ranked(scores: torch.Tensor, relevant: Pairs, missing: torch.Tensor, seen: Pairs, *metrics_at: int) -> Ranked:
-    return rank(lambda first, stop: scores[first:stop].clone(), relevant, missing, seen, scores.shape[1], metrics_at)
+    return rank_catalogue(
+        lambda first, stop: scores[first:stop].clone(),
+        relevant=relevant,
+        missing=missing,
+        seen=seen,
+        num_items=scores.shape[1],
+        metrics_at=metrics_at,
+    )
 
 
 @pytest.mark.parametrize("block", [1 << 25, 7 * ITEMS])
@@ -91,8 +98,8 @@ def test_ials_solves_its_normal_equations_and_finds_planted_taste() -> None:
     users = torch.arange(USERS).repeat_interleave(6)
     items = torch.randint(0, ITEMS // 2, (len(users),), generator=random) + ITEMS // 2 * taste[users]
     chosen = Pairs.of(users, items)
-    factors = fit_ials(chosen, USERS, ITEMS, dim=4)
-    of_users = solve(chosen, USERS, factors, 0.5, 0.003)
+    factors = train_ials(chosen, USERS, ITEMS, dim=4)
+    of_users = solve_ials(chosen, USERS, factors)
     own = factors[chosen.items[chosen.users == 3]]
     strength = 0.003 * (len(own) + 0.5 * ITEMS)
     gradient = own.T @ (own @ of_users[3] - 1) + 0.5 * factors.T @ factors @ of_users[3] + strength * of_users[3]

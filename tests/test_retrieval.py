@@ -32,7 +32,7 @@ from recsys_ray.data.dataset.tables import load_catalogue
 from recsys_ray.data.loading.split_reader import read_split
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.datasets import choices
-from recsys_ray.models.evaluation.retrieval_metrics import Pairs, rank
+from recsys_ray.models.evaluation.retrieval_metrics import Pairs, rank_catalogue
 from recsys_ray.models.two_tower import TwoTowerConfig
 from recsys_ray.schema import Dense, Schema
 from recsys_ray.serving.bundle import load_retriever
@@ -215,7 +215,14 @@ def test_retriever_ranks_as_the_sharded_model_did(dataset: Path, raw: Path, run:
     chosen = torch.tensor(test["item_id"].to_numpy())
     there = chosen < ITEMS - LACKING
     relevant = Pairs.of(torch.arange(USERS)[there], chosen[there])
-    ranked = rank(lambda first, stop: scores[first:stop].clone(), relevant, (~there).long(), seen, ITEMS - LACKING, (10,))
+    ranked = rank_catalogue(
+        lambda first, stop: scores[first:stop].clone(),
+        relevant=relevant,
+        missing=(~there).long(),
+        seen=seen,
+        num_items=ITEMS - LACKING,
+        metrics_at=(10,),
+    )
     assert float(ranked.metrics["recall_at_10"].mean()) == pytest.approx(outcome(run)["test_recall_at_10"], abs=2 / USERS)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.multiprocessing import ProcessRaisedException
 
+from recsys_ray.columns import ROW_WEIGHT
 from recsys_ray.compat.streaming_compat import StreamingDataset
 from recsys_ray.training.train import train
 from tests.support.faults import train_until_step_30
@@ -42,7 +43,7 @@ def test_interrupted_run_goes_on_to_the_same_weights_bit_by_bit(dataset: Path, t
     stopped = outcome(tmp_path / "resumed")
     run_workers(train, 2, dlrm_config(dataset, tmp_path / "resumed", epochs=2))
     resumed = outcome(tmp_path / "resumed")
-    assert resumed["mlflow_run_id"] == stopped["mlflow_run_id"]
+    assert resumed["tracking_run_id"] == stopped["tracking_run_id"]
     assert np.array_equal(losses(tmp_path / "resumed"), losses(two_workers))
     assert same_weights(two_workers, tmp_path / "resumed")
 
@@ -75,9 +76,9 @@ def test_outcome_and_report_hold_the_figures_of_the_run(dataset: Path, two_worke
     assert found["test_ne"] == pytest.approx(found["test_logloss"] / entropy_of_labels(dataset, "test"), rel=1e-4)
     assert found["test_ne"] < 0.97 and found["test_calibration"] == pytest.approx(1, abs=0.1)
     assert found["rows_per_second"] > 100 and 0 < found["data_wait_share"] < 1
-    assert found["launcher"] == "ray" and found["mlflow_run_id"] and found["steps"] == len(losses(two_workers)) == 96
+    assert found["launcher"] == "ray" and found["tracking_run_id"] and found["steps"] == len(losses(two_workers)) == 96
     assert page.count('src="data:image/svg+xml;base64,') == page.count("<img") == 6
-    for figure in (f"{found['test_auc']:.4f}", f"{found['rows_per_second']:,.0f}", found["mlflow_run_id"]):
+    for figure in (f"{found['test_auc']:.4f}", f"{found['rows_per_second']:,.0f}", found["tracking_run_id"]):
         assert figure in page
 
 
@@ -92,7 +93,7 @@ def test_mlflow_holds_the_run(two_workers: Path) -> None:
     import mlflow
 
     client = mlflow.tracking.MlflowClient(f"sqlite:///{two_workers.parent / 'mlflow.db'}")
-    run = client.get_run(outcome(two_workers)["mlflow_run_id"])
+    run = client.get_run(outcome(two_workers)["tracking_run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["model.embedding_dim"] == "8" and run.data.params["train.epochs"] == "2"
     assert run.data.tags["dataset.fingerprint"] and run.data.tags["mlflow.source.git.commit"]
@@ -108,19 +109,20 @@ def test_plain_module_on_one_process_predicts_as_the_sharded_one(dataset: Path, 
     from recsys_ray.columns import LENGTHS
     from recsys_ray.data.blocks.layout import widened
     from recsys_ray.data.dataset.directory import DatasetDirectory
-    from recsys_ray.models.dlrm import build_dlrm
     from recsys_ray.models.evaluation.binary_metrics import binary_metrics
+    from recsys_ray.models.registry import build_task
+    from recsys_ray.models.task import BuildContext
 
     schema = DatasetDirectory.open(dataset).schema
     model = dlrm_config(dataset, two_workers, epochs=2).model
-    task = build_dlrm(model, schema, "weight", torch.device("cpu"), None)
+    task = build_task(model, BuildContext(schema, torch.device("cpu")))
     task.module.to_empty(device="cpu").load_state_dict(weights(two_workers))
     blocks = StreamingDataset(local=str(dataset / "test"))
     rows = [widened(blocks[number]) for number in range(len(blocks))]
     columns = {name: torch.from_numpy(np.concatenate([block[name] for block in rows])) for name in rows[0]}
     assert "m1" + LENGTHS in columns
     with torch.no_grad():
-        batch = task.to_batch({**columns, "weight": torch.ones(len(columns["label"]))})
+        batch = task.to_batch({**columns, ROW_WEIGHT: torch.ones(len(columns["label"]))})
         predicted = task.module.model(batch.dense, batch.sparse).squeeze(-1).sigmoid().numpy()
     found = binary_metrics(predicted, columns["label"].numpy(), np.ones(len(predicted)))
     assert found["auc"] == pytest.approx(outcome(two_workers)["test_auc"], abs=1e-6)

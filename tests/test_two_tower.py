@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from recsys_ray.columns import ROW_WEIGHT, Columns
 from recsys_ray.config import LoopConfig, OptimizerConfig, ShardingConfig
 from recsys_ray.distributed import World
-from recsys_ray.models.encoded_catalogue import Catalogue
+from recsys_ray.models.encoded_catalogue import EncodedCatalogue
 from recsys_ray.models.registry import build_task
-from recsys_ray.models.task import Task
+from recsys_ray.models.task import BuildContext, Task
 from recsys_ray.models.two_tower import TwoTowerConfig
 from recsys_ray.models.two_tower_batch import candidate_batch, query_batch
 from recsys_ray.schema import Categorical, Column, Dense, Label, Schema
@@ -62,19 +63,29 @@ def columns(seed: int) -> dict[str, torch.Tensor]:
         "item": torch.randint(1, 101, (ROWS,), generator=generator, dtype=torch.int32),
         **many("tags", ROWS, 20, generator),
         "price": torch.randn(ROWS, generator=generator),
-        "weight": torch.ones(ROWS),
+        ROW_WEIGHT: torch.ones(ROWS),
     }
 
 
-def catalogue() -> Catalogue:
-    generator = torch.Generator().manual_seed(7)
-    items = {"item": torch.arange(1, ITEMS + 1, dtype=torch.int32), "price": torch.randn(ITEMS, generator=generator)}
-    return Catalogue({**items, **many("tags", ITEMS, 20, generator, least=1)}, 1000 / torch.arange(1.0, ITEMS + 1), ITEM)
+class Facts:
+    """A catalogue of ITEMS items, whose frequency falls with their number."""
+
+    def catalogue(self) -> tuple[Columns, torch.Tensor]:
+        generator = torch.Generator().manual_seed(7)
+        items = {"item": torch.arange(1, ITEMS + 1, dtype=torch.int32), "price": torch.randn(ITEMS, generator=generator)}
+        return {**items, **many("tags", ITEMS, 20, generator, least=1)}, 1000 / torch.arange(1.0, ITEMS + 1)
+
+    def value_names(self, column: str) -> tuple[str, ...]:
+        return ()
+
+
+def catalogue() -> EncodedCatalogue:
+    return EncodedCatalogue(*Facts().catalogue(), ITEM)
 
 
 def task(schema: Schema = SCHEMA, **settings: Any) -> Task:
     model = TwoTowerConfig(**{"embedding_dim": 8, "query_layers": (16,), "candidate_layers": (16,), **settings})
-    return build_task(model, schema, "weight", torch.device("cpu"), None, seed=1, catalogue=catalogue())
+    return build_task(model, BuildContext(schema, torch.device("cpu"), seed=1, dataset=Facts()))
 
 
 def sharded(made: Task, world: World) -> Any:
@@ -198,4 +209,4 @@ def test_dlrm_without_a_label_is_refused() -> None:
     from recsys_ray.models.dlrm import DLRMConfig
 
     with pytest.raises(ValueError, match="no label column"):
-        build_task(DLRMConfig(), Schema(COLUMNS[1:]), "weight", torch.device("cpu"), None, seed=1)
+        build_task(DLRMConfig(), BuildContext(Schema(COLUMNS[1:]), torch.device("cpu")))

@@ -28,11 +28,10 @@ from benchmarks.speed import usual_recipe
 from benchmarks.speed.load import dataset, one_row_a_sample
 from benchmarks.speed.side_by_side import DATA, Goal, Rates, report, seconds
 from benchmarks.speed.workers import ALONE, MODEL, alone, build, resident, stream
-from recsys_ray.columns import ROW_WEIGHT
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.loading.stream import BlockStream
 from recsys_ray.models.registry import build_task
-from recsys_ray.models.task import Batch
+from recsys_ray.models.task import Batch, BuildContext
 
 FIRST, LATER, MEMORY = "ours, from disk, first epoch", "ours, from disk, later epochs", "ours, on batches in memory"
 USUAL, USUAL_MEMORY = "usual recipe, from disk", "usual loop, on batches in memory"
@@ -109,7 +108,7 @@ class Usual:
         torch.set_num_threads(job.threads)
         self._job, self._samples, self._schema = job, samples, DatasetDirectory.open(blocks).schema
         self._model, self._optimizer = usual_recipe.model(MODEL, self._schema)
-        ours = resident(blocks, build_task(MODEL, self._schema, ROW_WEIGHT, torch.device("cpu"), None, 0, None), job.batch, 40)
+        ours = resident(blocks, build_task(MODEL, BuildContext(self._schema, torch.device("cpu"))), job.batch, 40)
         self._batches = cycle([usual_recipe.Batch(batch.dense, batch.sparse, batch.labels) for batch in ours])
         self._steps(islice(self._batches, 5))
 

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.speed.side_by_side import DATA
-from recsys_ray.columns import ROW_WEIGHT
 from recsys_ray.config import DataConfig, OptimizerConfig, ShardingConfig
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.loading.stream import BlockStream, batch_layout
@@ -21,7 +20,7 @@ from recsys_ray.distributed import World
 from recsys_ray.host_memory import keep_freed_memory
 from recsys_ray.models.dlrm import DLRMConfig
 from recsys_ray.models.registry import build_task
-from recsys_ray.models.task import Batch, Task
+from recsys_ray.models.task import Batch, BuildContext, Task
 from recsys_ray.schema import Schema
 from recsys_ray.sharding.sharded_model import initialise_tables, shard_model
 from recsys_ray.training.optimizers import build_optimizer
@@ -47,7 +46,7 @@ class Trained:
 
 
 def build(schema: Schema, world: World, batch: int, precision: torch.dtype | None = None) -> Trained:
-    task = build_task(MODEL, schema, ROW_WEIGHT, world.device, precision, 0, None)
+    task = build_task(MODEL, BuildContext(schema, world.device, precision))
     model = shard_model(task.module, world, sharding=ShardingConfig(), optimizer=OptimizerConfig(), local_batch=batch)
     initialise_tables(model, 0.0, 0)
     return Trained(task, model, make_step(model, build_optimizer(model, OptimizerConfig()), world))
