@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from safetensors.torch import load_file
 
+from recsys_ray.config import TrainConfig
+from recsys_ray.config.serialization import from_json
 from recsys_ray.data.blocks.records import to_block
 from recsys_ray.data.dataset.tables import load_vocabularies
 from recsys_ray.data.transform import Vocabularies, transform
+from recsys_ray.models.registry import build_task, model_config, model_name
+from recsys_ray.models.task import BuildContext, Task
 from recsys_ray.models.two_tower import TwoTower, TwoTowerConfig
 from recsys_ray.models.two_tower_batch import candidate_batch, query_batch
 from recsys_ray.schema import Schema
 
 MODEL_WEIGHTS = Path("model", "weights.safetensors")
 """Where the weights are in a run directory."""
-MODEL_PREFIX = "model."
-"""The start of the names of a Two Tower's weights: training wraps it in a module that adds the loss."""
 
 
 @dataclass(frozen=True)
@@ -66,29 +66,25 @@ class Retriever:
 
 
 def load_retriever(run_dir: str | Path) -> Retriever:
-    """Loads the model of a finished run.
-
-    Raises FileNotFoundError where the run has no weights, and ValueError where it trained another model.
-    """
+    """Loads the Two Tower of a finished run. Raises FileNotFoundError without weights, ValueError for another model's run."""
     run_dir = Path(run_dir)
     if not (run_dir / MODEL_WEIGHTS).exists():
         raise FileNotFoundError(f"{run_dir} has no {MODEL_WEIGHTS}: train a Two Tower there first, with jobs/train_two_tower.py")
-    config = json.loads((run_dir / "config.json").read_text())
-    settings = two_tower_config(config["model"], run_dir)
+    config = from_json((run_dir / "config.json").read_text(), model_config)
+    if not isinstance(config.model, TwoTowerConfig):
+        raise ValueError(f"{run_dir} did not train a Two Tower but a {model_name(config.model)}")
     # The dataset's own schema may belong to a later preparation.
     schema = Schema.load(run_dir / "model" / "schema.json")
-    model = TwoTower(settings, schema, torch.device("cpu"))
-    weights = load_file(run_dir / MODEL_WEIGHTS)
-    own = {name.removeprefix(MODEL_PREFIX): tensor for name, tensor in weights.items() if name.startswith(MODEL_PREFIX)}
-    model.load_state_dict(own, assign=True)
     version = hashlib.sha256((run_dir / MODEL_WEIGHTS).read_bytes()).hexdigest()[:16]
     vocabularies = load_vocabularies(run_dir / "model", schema)
-    return Retriever(model.eval(), schema, vocabularies, version, settings.embedding_dim, Path(config["data"]["path"]))
+    model = load_task(run_dir, config, schema).module.model
+    assert isinstance(model, TwoTower)
+    return Retriever(model, schema, vocabularies, version, config.model.embedding_dim, Path(config.data.path))
 
 
-def two_tower_config(model: dict[str, Any], run_dir: Path) -> TwoTowerConfig:
-    """Returns the `model` part of a config.json. Raises ValueError where it is another model's."""
-    if set(model) != {field.name for field in fields(TwoTowerConfig)}:
-        raise ValueError(f"{run_dir} did not train a Two Tower, or one of another version of this package")
-    settings: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in model.items()}
-    return TwoTowerConfig(**settings)
+def load_task(run_dir: Path, config: TrainConfig, schema: Schema) -> Task:
+    """Builds the model of a finished run on the CPU, unsharded, with its exported weights; it can predict but not train."""
+    task = build_task(config.model, BuildContext(schema, torch.device("cpu")))
+    task.module.load_state_dict(load_file(run_dir / MODEL_WEIGHTS), assign=True)
+    task.module.eval()
+    return task
