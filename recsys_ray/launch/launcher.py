@@ -1,7 +1,7 @@
-"""The one promise for every engine, and the table of engines. An adapter is imported only when its engine is asked for.
+"""Chooses the engine that starts the workers. An adapter is imported only when its engine is asked for.
 
-A fourth engine is one new file with `launcher(config)`, a context manager that yields a Launcher; its name goes into ENGINES and
-LaunchConfig.
+A fourth engine is one new file with `launcher(config)`, a context manager that yields a Launcher; its name goes into LAUNCHERS
+and LaunchConfig.
 """
 
 from __future__ import annotations
@@ -12,35 +12,39 @@ from importlib import import_module
 from typing import Protocol
 
 from recsys_ray.config import LaunchConfig, TrainConfig
-from recsys_ray.launch.stopping import sigterm_as_request
+from recsys_ray.launch.stopping import sigterm_as_stop_request
 from recsys_ray.launch.worker import Train
 
-ENGINES = {
+LAUNCHERS = {
     "ray": "recsys_ray.launch.ray_launcher",
     "spark": "recsys_ray.launch.spark_launcher",
     "local": "recsys_ray.launch.local_launcher",
 }
+"""Engine -> the module of its adapter."""
 
 
 class Launcher(Protocol):
-    """Runs `train(config)` once on every worker and returns when all are done. Each worker finds RANK, WORLD_SIZE, LOCAL_RANK,
-    LOCAL_WORLD_SIZE and MASTER_* set. Any worker's failure is raised here. Results live in the run directory."""
+    """An engine that runs `train(config)` once on every worker.
 
-    def run(self, train: Train, config: TrainConfig) -> None: ...
+    Each worker finds RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE and MASTER_* set. Results live in the run directory.
+    """
+
+    def run(self, train: Train, config: TrainConfig) -> None:
+        """Returns when all workers are done. Raises WorkerFailed for any worker's failure."""
 
 
 @contextmanager
 def launcher(config: LaunchConfig) -> Iterator[Launcher]:
-    """Connected to the engine's cluster, or to one that it starts here and stops at the end, also after Ctrl-C or SIGTERM.
+    """Connects to the engine's cluster, or starts one and stops it at the end, also after Ctrl-C or SIGTERM.
 
     Raises ValueError for an engine that is not in the table, or numbers of workers that cannot be.
     """
-    if config.engine not in ENGINES:
-        raise ValueError(f"--launch.engine {config.engine} is not one of {', '.join(ENGINES)}")
+    if config.engine not in LAUNCHERS:
+        raise ValueError(f"--launch.engine {config.engine} is not one of {', '.join(LAUNCHERS)}")
     if config.min_workers is not None and config.engine != "ray":
         raise ValueError(f"--launch.min-workers: {config.engine} starts a fixed number of workers; only ray is elastic")
     fewest = config.workers if config.min_workers is None else config.min_workers
     if not 1 <= fewest <= config.workers:
         raise ValueError(f"--launch.workers {config.workers}, --launch.min-workers {fewest}: wants at least 1, and min <= max")
-    with sigterm_as_request(), import_module(ENGINES[config.engine]).launcher(config) as engine:
+    with sigterm_as_stop_request(), import_module(LAUNCHERS[config.engine]).launcher(config) as engine:
         yield engine

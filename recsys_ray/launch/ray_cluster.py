@@ -1,4 +1,4 @@
-"""The Ray cluster to run on: the one at RAY_ADDRESS, one started on the nodes of a Spark cluster, or this machine alone."""
+"""Connects to the Ray cluster to run on: at RAY_ADDRESS, started on the nodes of a Spark cluster, or this machine alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recsys_ray.config import RayConfig
 
 @contextmanager
 def ray_cluster(config: RayConfig) -> Iterator[None]:
-    """Connected to a Ray cluster; what was started here is stopped at the end."""
+    """Connects to a Ray cluster while the body runs, and stops in the end what it has started."""
     if ray.is_initialized():
         yield
         return
@@ -28,7 +28,7 @@ def ray_cluster(config: RayConfig) -> Iterator[None]:
 
 
 def _connect() -> None:
-    """Ray takes SIGTERM for itself, and would end the process at once: our own way to stop is kept."""
+    """Connects, and keeps our handler of SIGTERM: Ray takes the signal for itself and would end the process at once."""
     before = signal.getsignal(signal.SIGTERM)
     ray.init()
     if threading.current_thread() is threading.main_thread():
@@ -41,7 +41,7 @@ def _wants_spark(config: RayConfig) -> bool:
 
 
 def _on_spark(config: RayConfig) -> AbstractContextManager[None]:
-    # Not at the top: whoever has Ray need not have pyspark.
+    # Not at the top: Ray works without pyspark.
     from recsys_ray.launch.ray_on_spark import ray_on_spark
 
     return ray_on_spark(config)

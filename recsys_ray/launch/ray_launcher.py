@@ -1,35 +1,40 @@
-"""Ray Train (V2): a TorchTrainer, fixed or elastic, on the Ray cluster that `ray_cluster` connects to."""
+"""Launches workers by Ray Train (V2): a TorchTrainer, fixed or elastic, on the Ray cluster that `ray_cluster` connects to."""
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import yaml
 from ray.exceptions import OutOfMemoryError
 from ray.train.constants import RAY_CHDIR_TO_TRIAL_DIR
 from ray.train.torch import TorchConfig
-from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
+from recsys_ray.compat.ray_compat import WORKER_START_TIMEOUT_VARIABLE
 from recsys_ray.config import LaunchConfig, TrainConfig
+from recsys_ray.environment import environment
 from recsys_ray.launch.ray_capacity import wait_for_capacity, worker_resources
 from recsys_ray.launch.ray_cluster import ray_cluster
-from recsys_ray.launch.worker import Train, attempts, failure, run_worker
+from recsys_ray.launch.worker import Train, launched_run, run_worker
+from recsys_ray.launch.worker_records import explain_failure
 
 ELASTIC_START_SECONDS = "10"
-"""Ray counts a lost node for up to 20 s more, and asks for as many workers as before; after its usual 60 s it would ask again."""
+"""How long Ray Train waits for workers to start before it asks for them again, by default 60 s.
+
+It counts a lost node for up to 20 s more, and until then asks for as many workers as before.
+"""
 
 
 class RayLauncher:
+    """A Launcher by Ray Train on the connected cluster."""
+
     def run(self, train: Train, config: TrainConfig) -> None:
         bundle = worker_resources(config.launch)
         wait_for_capacity(bundle, config.launch)
@@ -45,19 +50,21 @@ class RayLauncher:
             ),
         )
         try:
-            with attempts(config), _ctrl_c_as_usual(), patch.dict(os.environ, _settings(config.launch)):
+            with launched_run(config), _usual_ctrl_c(), environment(_ray_train_settings(config.launch)):
                 trainer.fit()
         except TrainingFailedError as error:
-            raise failure(config.run_dir, _died(error)) or error from None
+            raise explain_failure(config.run_dir, _vanished_workers(error)) or error from None
 
 
 @contextmanager
 def launcher(config: LaunchConfig) -> Iterator[RayLauncher]:
+    """Connects to the Ray cluster."""
     with ray_cluster(config.ray):
         yield RayLauncher()
 
 
 def scaling(launch: LaunchConfig, bundle: dict[str, float]) -> ScalingConfig:
+    """Returns Ray Train's configuration of the workers, each of which reserves `bundle`."""
     return ScalingConfig(
         num_workers=launch.workers if launch.min_workers is None else (launch.min_workers, launch.workers),
         use_gpu="GPU" in bundle,
@@ -68,8 +75,11 @@ def scaling(launch: LaunchConfig, bundle: dict[str, float]) -> ScalingConfig:
 
 
 @contextmanager
-def _ctrl_c_as_usual() -> Iterator[None]:
-    """Ray Train handles Ctrl-C itself: it ends the workers, and then this process with exit code 0, as if all were done."""
+def _usual_ctrl_c() -> Iterator[None]:
+    """Makes Ctrl-C in the body a KeyboardInterrupt, and restores its handler.
+
+    Ray Train handles it itself: it ends the workers and then this process, with exit code 0 as if all were done.
+    """
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -80,20 +90,24 @@ def _ctrl_c_as_usual() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-def _settings(launch: LaunchConfig) -> dict[str, str]:
-    """Of Ray Train, which has them in the environment only. Without the first, paths would mean others on a worker."""
-    elastic = {WORKER_GROUP_START_TIMEOUT_S_ENV_VAR: ELASTIC_START_SECONDS} if launch.min_workers is not None else {}
+def _ray_train_settings(launch: LaunchConfig) -> dict[str, str]:
+    """Settings that Ray Train takes from environment variables only."""
+    elastic = {WORKER_START_TIMEOUT_VARIABLE: ELASTIC_START_SECONDS} if launch.min_workers is not None else {}
+    # Workers stay in the job's folder, so that relative paths mean the same there.
     return {RAY_CHDIR_TO_TRIAL_DIR: "0"} | elastic
 
 
 def _runtime_env(file: str, gpus: bool) -> dict[str, Any]:
-    """Ray hides no GPU from a worker that asked for none, and one that sees a GPU takes it."""
+    """The workers' runtime environment, from a YAML file if there is one, without GPUs unless they asked for them.
+
+    Ray hides no GPU from a worker that asked for none, and one that sees a GPU takes it.
+    """
     wanted = yaml.safe_load(Path(file).read_text()) if file else {}
     return wanted | {"env_vars": wanted.get("env_vars", {}) | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})}
 
 
-def _died(error: TrainingFailedError) -> dict[int, str]:
-    """Workers that vanished: rank -> why, where Ray knows."""
+def _vanished_workers(error: TrainingFailedError) -> dict[int, str]:
+    """Rank -> cause of the workers that Ray has lost; "" if it does not know the cause."""
     failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
     causes = {rank: getattr(found, "health_check_failure", None) for rank, found in failures.items()}
     return {rank: _cause(cause) for rank, cause in causes.items() if cause is not None}

@@ -1,4 +1,4 @@
-"""Ray on the nodes of a Spark cluster, as on Databricks: a head on the driver, the other nodes as tasks of a background job."""
+"""Starts Ray on the nodes of a Spark cluster, as on Databricks: a head on the driver, the other nodes as tasks of a Spark job."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pyspark.sql import SparkSession
-from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.util.spark import setup_ray_cluster, shutdown_ray_cluster
 
+from recsys_ray.compat.ray_compat import enable_token_authentication
 from recsys_ray.config import RayConfig
 from recsys_ray.launch.spark_cluster import active_session
 
 
 @contextmanager
 def ray_on_spark(config: RayConfig) -> Iterator[None]:
-    """From spark_nodes[0] to spark_nodes[1] Ray nodes, as the work needs them; RAY_ADDRESS is theirs meanwhile.
+    """Starts from spark_nodes[0] to spark_nodes[1] Ray nodes, as the work needs them, and stops them after the body.
 
-    Raises ValueError where a node's CPUs are given and its GPUs are not, or the other way round.
+    RAY_ADDRESS is theirs meanwhile. Raises ValueError if a node's CPUs are given and its GPUs are not, or the other way round.
     """
     if (config.spark_cpus_per_node is None) != (config.spark_gpus_per_node is None):
         raise ValueError("--launch.ray.spark-cpus-per-node and --launch.ray.spark-gpus-per-node: give both, or neither")
-    # Ray's own start script looks for the `ray` command there, and an environment need not have been activated.
+    # Ray's start script looks for the `ray` command on PATH, and the environment may not have been activated.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    # `ray start`, which the head comes from, decides so too: where a token lies it is wanted. Then this process must show it.
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    # `ray start`, which starts the head, wants a token if it finds one. Then this process must show it.
+    enable_token_authentication()
     fewest, most = config.spark_nodes
     with active_session(SparkSession.builder.appName("recsys_ray").getOrCreate):
         setup_ray_cluster(

@@ -1,4 +1,4 @@
-"""The Spark cluster to run on: the active session (Databricks, spark-submit) or one made here, and whether it has room."""
+"""Connects to the Spark cluster to run on, and checks whether it has room."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import pyspark
 from pyspark.sql import SparkSession
 
+from recsys_ray.compat.spark_compat import concurrent_tasks
 from recsys_ray.config import LaunchConfig
 
 EXECUTOR_SECONDS = 60
@@ -19,7 +20,7 @@ EXECUTOR_SECONDS = 60
 
 @contextmanager
 def active_session(make: Callable[[], SparkSession]) -> Iterator[SparkSession]:
-    """The active session, or one that `make` makes, which is stopped at the end."""
+    """Yields the active session (Databricks, spark-submit), or one that `make` makes and that is stopped at the end."""
     active = SparkSession.getActiveSession()
     if active is None:
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
@@ -33,6 +34,7 @@ def active_session(make: Callable[[], SparkSession]) -> Iterator[SparkSession]:
 
 
 def new_session(config: LaunchConfig) -> SparkSession:
+    """Returns a new session at --launch.spark.master, or without one a local session with a thread for each worker."""
     builder = SparkSession.builder.appName("recsys_ray").config("spark.ui.enabled", False)
     builder = builder.config("spark.stage.maxConsecutiveAttempts", 1).config("spark.log.level", "ERROR")
     if config.spark.master:
@@ -41,28 +43,29 @@ def new_session(config: LaunchConfig) -> SparkSession:
 
 
 def on_driver(spark: SparkSession, config: LaunchConfig) -> bool:
-    """Whether workers are processes of the driver's machine, rather than tasks."""
+    """Returns whether workers are processes of the driver's machine, rather than tasks."""
     return config.spark.mode == "driver" or (config.spark.mode == "auto" and _is_local(spark))
 
 
 def _is_local(spark: SparkSession) -> bool:
-    """Whether the driver's process is all that Spark has."""
+    """Whether Spark is the driver's process and nothing else."""
     master = spark.conf.get("spark.master") or ""
     return master == "local" or master.startswith("local[")
 
 
 def has_gpus(spark: SparkSession, driver: bool) -> bool:
+    """Returns whether Spark gives GPUs to the driver, or else to a task."""
     key = "spark.driver.resource.gpu.amount" if driver else "spark.task.resource.gpu.amount"
     return int(spark.conf.get(key, "0") or 0) > 0
 
 
 def check_slots(spark: SparkSession, tasks: int) -> None:
-    """Raises ValueError where the tasks do not fit at once: Spark itself would look for ten minutes whether they do, while
-    executors come within seconds."""
-    context = spark.sparkContext._jsc.sc()
-    profile = context.resourceProfileManager().defaultResourceProfile()
+    """Raises ValueError if so many tasks cannot run at once, a minute after the start of executors.
+
+    Spark itself would try for ten minutes, while executors come within seconds.
+    """
     deadline = time.monotonic() + (0 if _is_local(spark) else EXECUTOR_SECONDS)
-    while (slots := context.maxNumConcurrentTasks(profile)) < tasks:
+    while (slots := concurrent_tasks(spark)) < tasks:
         if time.monotonic() > deadline:
             cpus = spark.conf.get("spark.task.cpus", "1")
             raise ValueError(

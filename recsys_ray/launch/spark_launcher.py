@@ -1,4 +1,4 @@
-"""Spark's TorchDistributor: workers as processes on the driver's machine, or one Spark task each."""
+"""Launches workers by Spark's TorchDistributor: as processes on the driver's machine, or one Spark task each."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from pyspark.sql import SparkSession
 
 from recsys_ray.config import LaunchConfig, TrainConfig
 from recsys_ray.launch.spark_cluster import active_session, check_slots, has_gpus, new_session, on_driver
-from recsys_ray.launch.worker import Train, attempts, clear_records, failure, has_record, run_worker, without_gpus
+from recsys_ray.launch.worker import Train, launched_run, run_worker, without_gpus
+from recsys_ray.launch.worker_records import clear_records, explain_failure, has_record
 from recsys_ray.spark_jobs import run_in_group
 
 
 class SparkLauncher:
+    """A Launcher by TorchDistributor in a Spark session."""
+
     def __init__(self, spark: SparkSession) -> None:
         self._spark = spark
 
     def run(self, train: Train, config: TrainConfig) -> None:
         distributor = self._distributor(config.launch)
-        with attempts(config):
+        with launched_run(config):
             self._run(distributor, train, config)
 
     def _run(self, distributor: TorchDistributor, train: Train, config: TrainConfig) -> None:
@@ -39,10 +42,10 @@ class SparkLauncher:
                 break
             except Exception as error:
                 if not attempts_left:
-                    raise failure(config.run_dir) or error from None
+                    raise explain_failure(config.run_dir) or error from None
 
     def _distributor(self, launch: LaunchConfig) -> TorchDistributor:
-        """Raises ValueError where Spark has no room for the workers."""
+        """Raises ValueError if Spark has no room for the workers."""
         driver = on_driver(self._spark, launch)
         gpus = bool(has_gpus(self._spark, driver) if launch.gpus_per_worker is None else launch.gpus_per_worker)
         try:
@@ -58,12 +61,16 @@ class SparkLauncher:
 
 @contextmanager
 def launcher(config: LaunchConfig) -> Iterator[SparkLauncher]:
+    """Connects to Spark."""
     with active_session(partial(new_session, config)) as spark:
         yield SparkLauncher(spark)
 
 
 def _run_once(train: Train, config: TrainConfig, attempt: str) -> None:
-    """Spark starts a failed stage again by itself, up to four times; how often is for --launch.max-failures to say."""
+    """Runs a worker, unless it has been run in this attempt.
+
+    Spark starts a failed stage again by itself, up to four times, but how often is for --launch.max-failures to say.
+    """
     rank = int(os.environ["RANK"])
     if has_record(config.run_dir, attempt, rank):
         raise RuntimeError(f"worker rank {rank} has failed before")

@@ -62,10 +62,10 @@ def train_epochs(run: Run) -> bool:
     run.streams["train"].start_at(progress.epoch, progress.blocks_in_epoch)
     while not _finished(config.train, progress):
         try:
-            with stop.deferring():
+            with stop.deferring_sigterm():
                 train_rest_of_epoch(run, step, policy)
         except StopTraining:
-            stop.obey()
+            stop.end_stopped_worker()
             return False
         run.checkpoints.save(progress)
         policy.saved()

@@ -62,7 +62,7 @@ class StoppingPolicy:
         return CheckpointAction(int(self._flag))
 
     def _own_request(self) -> CheckpointAction:
-        if self._stop.wanted():
+        if self._stop.requested():
             return CheckpointAction.STOP
         # Only one rank looks at the clock: the others would request the same checkpoint a moment later.
         by_the_clock = bool(self._config.every_minutes) and dist.get_rank() == 0
