@@ -18,7 +18,7 @@ import pytest
 from pyspark.sql import functions
 
 from recsys_ray.data.engines.spark.tables import open_spark_table
-from recsys_ray.data.engines.spark.tasks import carried_error, carrying_errors
+from recsys_ray.data.engines.spark.task_results import carried_error, carrying_errors
 from recsys_ray.data.prepare.pipeline import prepare
 from tests.support.preparing import clicks, config_for, read_split, write_input
 from tests.support.processes import ROOT

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from recsys_ray.data.blocks.parts import PartWriter, PartWritten
+from recsys_ray.data.blocks.parts import PartReport, PartWriter
 from recsys_ray.data.engines.base import Engine, open_engine
-from recsys_ray.data.sources.source import Rows
+from recsys_ray.data.sources.table import PassInput
 
 
 @contextmanager
@@ -33,14 +33,16 @@ class _KillingEngine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def write_parts(self, rows: Rows, encode: Callable[[pa.Table], pa.Table], writer: PartWriter, seed: int) -> list[PartWritten]:
+    def write_parts(
+        self, rows: PassInput, encode: Callable[[pa.Table], pa.Table], writer: PartWriter, seed: int
+    ) -> list[PartReport]:
         return self._engine.write_parts(rows, encode, _killed_once(writer, self._mark), seed)
 
 
 def _killed_once(writer: PartWriter, mark: Path) -> PartWriter:
     # Defined here, so that the class travels by value: tasks need not be able to import this module.
     class KilledOnce(PartWriter):
-        def write(self, table: pa.Table, number: int) -> PartWritten:
+        def write(self, table: pa.Table, number: int) -> PartReport:
             part = super().write(table, number)
             if part.rows["train"] and not mark.exists():
                 mark.write_text(part.folder)

@@ -59,7 +59,7 @@ def config_for(folder: Path, **settings: Any) -> PrepareConfig:
 
 def synthetic_dataset(folder: Path, rows: int = SYNTHETIC_ROWS) -> Path:
     """Prepares folder/dataset from synthetic clicks in folder/raw, with a multi-valued column; needs Ray."""
-    raw = synthetic.generate(folder / "raw", rows, dense=3, categorical=4, num_embeddings=500, multi=True)
+    raw = synthetic.generate_clicks(folder / "raw", rows, dense=3, categorical=4, num_embeddings=500, multi=True)
     prepare(PrepareConfig(parquet=str(raw / "interactions"), out=str(folder / "dataset"), block_rows=128))
     return folder / "dataset"
 

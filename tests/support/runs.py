@@ -72,7 +72,7 @@ def same_weights(left: Path, right: Path) -> bool:
 
 
 def copied(run_dir: Path, to: Path) -> Path:
-    """Copies a run directory and the MLflow database beside it."""
+    """Copies a run directory and the MLflow database beside it to the run directory `to`, and returns that."""
     shutil.copytree(run_dir, to)
     shutil.copy2(run_dir.parent / "mlflow.db", to.parent)
     return to

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from recsys_ray.launch.stopping import STOP_FILE
 from recsys_ray.training.train import train
 from tests.support.audit import ROWS, assert_every_row_once_an_epoch, audited_train, numbered_rows, rows_by_step
 from tests.support.faults import train_and_damage_last, train_until_validation
-from tests.support.runs import dlrm_config, log_of, logged_train, losses, newest_progress, outcome, same_weights, weights
+from tests.support.runs import copied, dlrm_config, log_of, logged_train, losses, newest_progress, outcome, same_weights, weights
 from tests.support.workers import run_workers
 
 WIDE = 256  # TorchRec splits no columns below 128
@@ -84,26 +83,35 @@ def wide_config(dataset: Path, run_dir: Path, kind: str, steps: int = 10) -> Tra
     return dataclasses.replace(wanted, model=model, sharding=ShardingConfig(types=(kind,)))  # type: ignore[arg-type]
 
 
+@pytest.fixture(scope="module")
+def wide_resumed(dataset: Path, wide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trains four more steps under the same plan."""
+    run_dir = copied(wide, tmp_path_factory.mktemp("resumed") / "run")
+    run_workers(train, 2, wide_config(dataset, run_dir, "row_wise", steps=14))
+    return run_dir
+
+
 @pytest.mark.parametrize(("workers", "kind"), [(1, "table_wise"), (2, "table_wise"), (2, "column_wise")])
-def test_row_wise_checkpoint_under_another_plan(dataset: Path, wide: Path, tmp_path: Path, workers: int, kind: str) -> None:
+def test_row_wise_checkpoint_under_another_plan(
+    dataset: Path, wide: Path, wide_resumed: Path, tmp_path: Path, workers: int, kind: str
+) -> None:
     """The restored model predicts the same, and trains on as the row-wise one does, up to the order of sums."""
-    for name in ("here", "there"):
-        shutil.copytree(wide, tmp_path / name / "run")
-        shutil.copy2(wide.parent / "mlflow.db", tmp_path / name)
-    here = tmp_path / "here" / "run"
-    run_workers(train, workers, wide_config(dataset, here, kind))  # nothing left to train: restore, evaluate, export
-    assert outcome(here)["test_logloss"] == pytest.approx(outcome(wide)["test_logloss"], abs=1e-6)
-    assert same_weights(wide, here)
-    run_workers(logged_train, workers, wide_config(dataset, here, kind, steps=14))
-    run_workers(train, 2, wide_config(dataset, tmp_path / "there" / "run", "row_wise", steps=14))
-    assert losses(here)[10:] == pytest.approx(losses(tmp_path / "there" / "run")[10:], abs=1e-4)
-    assert f"sharding.types ['row_wise'] -> ['{kind}']" in log_of(here)
+    run_dir = copied(wide, tmp_path / "run")
+    run_workers(train, workers, wide_config(dataset, run_dir, kind))  # nothing left to train: restore, evaluate, export
+    assert outcome(run_dir)["test_logloss"] == pytest.approx(outcome(wide)["test_logloss"], abs=1e-6)
+    assert same_weights(wide, run_dir)
+    run_workers(logged_train, workers, wide_config(dataset, run_dir, kind, steps=14))
+    assert len(losses(run_dir)) == 14 and losses(run_dir)[10:] == pytest.approx(losses(wide_resumed)[10:], abs=1e-4)
+    assert f"sharding.types ['row_wise'] -> ['{kind}']" in log_of(run_dir)
 
 
 def test_column_wise_state_goes_back_to_row_wise(dataset: Path, tmp_path: Path) -> None:
+    """Row-wise training continues as column-wise training would, up to the order of sums."""
     run_workers(train, 2, wide_config(dataset, tmp_path / "run", "column_wise"))
-    run_workers(logged_train, 2, wide_config(dataset, tmp_path / "run", "row_wise", steps=14))
-    assert len(losses(tmp_path / "run")) == 14 and losses(tmp_path / "run")[10:].max() < 0.75
+    resumed = copied(tmp_path / "run", tmp_path / "resumed" / "run")
+    run_workers(train, 2, wide_config(dataset, tmp_path / "run", "column_wise", steps=14))
+    run_workers(train, 2, wide_config(dataset, resumed, "row_wise", steps=14))
+    assert len(losses(resumed)) == 14 and losses(resumed)[10:] == pytest.approx(losses(tmp_path / "run")[10:], abs=1e-4)
 
 
 def test_plain_module_on_the_cpu_predicts_the_same(dataset: Path, wide: Path) -> None:
