@@ -36,7 +36,7 @@ def main(arguments: Arguments) -> None:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     schema = work / "schema.json"
-    schema.write_text(criteo.schema("int", num_embeddings=1 << 16).to_json())
+    schema.write_text(criteo.criteo_schema("int", num_embeddings=1 << 16).to_json())
     ray.init(ignore_reinit_error=True)
     dataset = prepare(PrepareConfig(parquet=str(arguments.parquet), schema=str(schema), out=str(work / "dataset")))
     config = TrainConfig(

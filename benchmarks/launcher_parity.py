@@ -85,11 +85,11 @@ def main(job: Parity) -> None:
 def prepared(job: Parity, folder: Path) -> Path:
     with launcher(LaunchConfig("ray")):
         if job.model == "two_tower":
-            raw = choices.generate(folder / "raw", users=job.rows // CHOICES, items=1000, choices=CHOICES)
+            raw = choices.generate_choices(folder / "raw", users=job.rows // CHOICES, items=1000, choices=CHOICES)
             tables = (str(raw / f"{name}.parquet") for name in ("interactions", "users", "items"))
             split = SplitConfig(by="leave_one_out")
             return prepare(PrepareConfig("ray", *tables, out=str(folder / "dataset"), split=split, block_rows=128)).root
-        raw = synthetic.generate(folder / "raw", job.rows, job.dense, job.categorical, num_embeddings=2000, multi=True)
+        raw = synthetic.generate_clicks(folder / "raw", job.rows, job.dense, job.categorical, num_embeddings=2000, multi=True)
         prepare(PrepareConfig(parquet=str(raw / "interactions"), out=str(folder / "dataset"), block_rows=128))
     return folder / "dataset"
 

@@ -69,7 +69,7 @@ def mean_of(outcomes: list[dict[str, Any]], name: str, place: int) -> dict[str, 
 
 def main(arguments: Arguments) -> None:
     size = f"{arguments.users}-{arguments.items}-{arguments.skew}"
-    raw = choices.generate(arguments.work / f"raw-{size}", arguments.users, arguments.items, skew=arguments.skew)
+    raw = choices.generate_choices(arguments.work / f"raw-{size}", arguments.users, arguments.items, skew=arguments.skew)
     tables = (str(raw / f"{name}.parquet") for name in ("interactions", "users", "items"))
     path = prepare(PrepareConfig("ray", *tables, out=str(arguments.work / size), split=SplitConfig(by="leave_one_out"))).root
     found = {

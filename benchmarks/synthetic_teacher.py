@@ -47,7 +47,7 @@ def teacher_auc(test: Path, teacher: Teacher, cache: Path) -> float:
 def main(arguments: Arguments) -> None:
     work = arguments.work.absolute()
     ray.init(ignore_reinit_error=True)
-    raw = synthetic.generate(work / f"raw-{arguments.rows}", arguments.rows)
+    raw = synthetic.generate_clicks(work / f"raw-{arguments.rows}", arguments.rows)
     dataset = prepare(PrepareConfig(parquet=str(raw / "interactions"), out=str(work / f"dataset-{arguments.rows}")))
     shutil.rmtree(work / "run", ignore_errors=True)
     config = TrainConfig(

@@ -22,8 +22,8 @@ from recsys_ray.datasets import choices, criteo, movielens, synthetic
 DATASETS = {
     "movielens": movielens.fetch,
     "criteo": criteo.convert,
-    "synthetic": synthetic.generate,
-    "choices": choices.generate,
+    "synthetic": synthetic.generate_clicks,
+    "choices": choices.generate_choices,
 }
 
 

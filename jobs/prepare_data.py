@@ -22,7 +22,7 @@ from recsys_ray.command_line import readable_errors
 from recsys_ray.config import PrepareConfig
 from recsys_ray.data.engines.base import open_engine
 from recsys_ray.data.prepare.pipeline import prepare
-from recsys_ray.data.sources.column_types import infer_schema
+from recsys_ray.data.prepare.schema_inference import infer_schema
 from recsys_ray.data.sources.source import open_source
 
 

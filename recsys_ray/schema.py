@@ -1,9 +1,10 @@
-"""Columns and their kinds: the contract between raw tables, the dataset directory and the models.
+"""The schema of a dataset: its columns and their kinds, shared by raw tables, the dataset directory and the models.
 
-A schema lists columns of five kinds (label, dense, categorical, weight, timestamp); without a label every row is a positive one,
-as in a log of purchases. It is written by hand or inferred from
-Parquet types (data/arrow_types.py), completed by preparation (vocabulary sizes, means) and stored as `schema.json` at the root of
-every dataset directory, so that training needs no column flags. Row 0 of every embedding table means "missing or never seen".
+Columns have one of five kinds: label, dense, categorical, weight and timestamp. Without a label every row counts as a positive
+example, as in a log of purchases. A schema is written by hand or inferred from Parquet types
+(data/prepare/schema_inference.py); preparation adds vocabulary sizes, means and standard deviations, and stores it as
+`schema.json` at the root of the dataset directory, so that training needs no column flags. Row 0 of every embedding table stands
+for a value that is missing or was never seen.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Side = Literal["user", "item", "context"]
 
 @dataclass(frozen=True)
 class Label:
-    """What the model predicts: 0 or 1. With `positive_above`, any number, 1 where it is greater (rating > 3)."""
+    """The column that the model predicts: 0 or 1, or with `positive_above` any number, which counts as 1 when it is greater."""
 
     name: str
     positive_above: float | None = None
@@ -32,9 +33,10 @@ class Label:
 
 @dataclass(frozen=True)
 class Dense:
-    """A float. A missing value (null or NaN) becomes `fill` after scaling, so 0 is the mean of a standardised column.
+    """A numeric column, stored as float32.
 
-    log1p is sign(x) * log(1 + |x|); standard is (x - mean) / std, with `mean` and `std` measured on training rows.
+    A missing value (null or NaN) becomes `fill` after scaling, so that a fill of 0 is the mean of a standardised column.
+    Scale `log1p` is sign(x) * log(1 + |x|); `standard` is (x - mean) / std, with `mean` and `std` measured on training rows.
     """
 
     name: str
@@ -47,12 +49,15 @@ class Dense:
 
 @dataclass(frozen=True)
 class Categorical:
-    """One id, or with `multi` a list of ids, that select rows of an embedding table.
+    """A column of ids that select rows of an embedding table: one id a row, or with `multi` a list of ids.
 
-    hash: any value, hashed into rows 1 to num_embeddings - 1. vocabulary: the values of training rows seen at least
-    `min_frequency` times, most frequent first, at most num_embeddings - 1 of them (0: no limit; preparation writes the
-    size found). identity: value v selects row v + 1, for 0 <= v < num_embeddings - 1. Columns naming one `table` share it.
-    `key`: it tells the users or the items apart, on whose side it is; retrieval wants both.
+    `encoding` maps a value to a row of the table:
+      hash: any value, hashed into rows 1 to num_embeddings - 1.
+      vocabulary: the values of training rows seen at least `min_frequency` times, most frequent first, at most
+        num_embeddings - 1 of them (0: no limit). Preparation replaces num_embeddings by the size it found.
+      identity: value v selects row v + 1, for 0 <= v < num_embeddings - 1.
+    Columns with the same `table` share an embedding table. `key` marks the id of the users or of the items, depending on `side`;
+    retrieval needs both keys.
     """
 
     name: str
@@ -67,19 +72,20 @@ class Categorical:
 
     @property
     def table_name(self) -> str:
+        """The embedding table of this column: `table`, or the column's own name when that is empty."""
         return self.table or self.name
 
 
 @dataclass(frozen=True)
 class Weight:
-    """How much a row counts in the loss and the metrics: a finite float, not negative."""
+    """The column with the weight of a row in the loss and the metrics: finite and not negative."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Timestamp:
-    """When the row happened: an Arrow timestamp or an integer; stored as int64 (seconds for Arrow timestamps)."""
+    """The column with the time of a row: an Arrow timestamp or date, stored as int64 seconds, or an integer, stored as it is."""
 
     name: str
 
@@ -90,7 +96,7 @@ KINDS = {"label": Label, "dense": Dense, "categorical": Categorical, "weight": W
 
 @dataclass(frozen=True)
 class Schema:
-    """All columns of a dataset, in order. Raises ValueError where they contradict one another."""
+    """The columns of a dataset, in order. Creating one raises ValueError when columns contradict each other."""
 
     columns: tuple[Column, ...]
 
@@ -103,6 +109,7 @@ class Schema:
 
     @property
     def features(self) -> tuple[Categorical | Dense, ...]:
+        """The columns that models read: categorical ones first, then dense ones."""
         return (*self.categorical, *self.dense)
 
     @property
@@ -126,26 +133,26 @@ class Schema:
         return next((column for column in self.columns if isinstance(column, Timestamp)), None)
 
     def key(self, side: Side) -> Categorical | None:
-        """The column that tells the users or the items apart."""
+        """Returns the id column of the users or of the items, or None when the schema marks none."""
         return next((column for column in self.categorical if column.key and column.side == side), None)
 
     @property
     def tables(self) -> dict[str, list[Categorical]]:
-        """Embedding table name -> the columns that share it."""
+        """The columns that share each embedding table, by table name."""
         tables: dict[str, list[Categorical]] = {}
         for column in self.categorical:
             tables.setdefault(column.table_name, []).append(column)
         return tables
 
     def to_json(self) -> str:
-        """One column a line, so that a person can edit it and a diff reads well."""
+        """Returns the text of schema.json, with one column per line so that it is easy to edit and to diff."""
         kind_of = {kind: name for name, kind in KINDS.items()}
         lines = (json.dumps({"kind": kind_of[type(column)], **dataclasses.asdict(column)}) for column in self.columns)
         return '{"columns": [\n  ' + ",\n  ".join(lines) + "\n]}\n"
 
     @staticmethod
     def from_json(text: str, origin: str = "schema.json") -> Schema:
-        """Raises ValueError naming `origin` (the file) and the column at fault."""
+        """Parses the text of a schema file. Raises ValueError naming `origin` (the file) and the faulty column."""
         try:
             entries = json.loads(text)["columns"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -157,7 +164,7 @@ class Schema:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Schema:
-        """Raises FileNotFoundError when there is no such file, ValueError as `from_json` does."""
+        """Reads a schema file. Raises FileNotFoundError when it does not exist, ValueError as `from_json` does."""
         if not Path(path).is_file():
             raise FileNotFoundError(
                 f"no schema file at {path}: write a first one with jobs/prepare_data.py --infer-schema {path}"

@@ -8,9 +8,9 @@ from functools import reduce
 import numpy as np
 import pytest
 
-from recsys_ray.data.prepare import time_counts
+from recsys_ray.data.prepare import splits
 from recsys_ray.data.prepare.exact_sums import Moments, moments_of
-from recsys_ray.data.prepare.time_counts import TimeCounts
+from recsys_ray.data.prepare.splits import TimeCounts
 
 pytestmark = pytest.mark.unit
 
@@ -33,15 +33,15 @@ def test_moments_are_equal_however_the_numbers_are_cut():
 
 
 def test_counts_over_time_are_equal_however_the_rows_are_cut(monkeypatch):
-    monkeypatch.setattr(time_counts, "STRETCHES", 50)
+    monkeypatch.setattr(splits, "MAX_INTERVALS", 50)
     random = np.random.default_rng(2)
     moments = np.concatenate([random.integers(1_600_000_000, 1_700_000_000, 5000), [-(2**63), 0, 2**63 - 1]])
     whole = TimeCounts.of(moments)
-    assert len(whole.stretches) <= 50 and whole.rows.sum() == len(moments)
-    later = (moments >= whole.reaching(0.9)).mean()
+    assert len(whole.intervals) <= 50 and whole.rows.sum() == len(moments)
+    later = (moments >= whole.quantile(0.9)).mean()
     assert later == pytest.approx(0.1, abs=1 / 20)
     for parts in (3, 200):
         cut = [TimeCounts.of(part) for part in np.array_split(random.permutation(moments), parts)]
         merged = reduce(TimeCounts.merge, cut, TimeCounts())
         assert merged.shift == whole.shift
-        assert (merged.stretches == whole.stretches).all() and (merged.rows == whole.rows).all()
+        assert (merged.intervals == whole.intervals).all() and (merged.rows == whole.rows).all()

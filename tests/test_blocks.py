@@ -11,9 +11,10 @@ import pytest
 
 from recsys_ray.columns import LENGTHS
 from recsys_ray.compat.streaming_compat import MDSWriter, Reader, Stream, StreamingDataset, StreamingWorld
-from recsys_ray.data.blocks.layout import Block, cut, id_type, mds_columns, widened
-from recsys_ray.data.blocks.reader import BlockReader, Concatenation
-from recsys_ray.data.blocks.records import packed, to_block, unpacked
+from recsys_ray.data.blocks.collator import BlockCollator
+from recsys_ray.data.blocks.layout import Block, id_type, mds_columns, split_block, widened
+from recsys_ray.data.blocks.packing import pack_rows, to_block, unpack_rows
+from recsys_ray.data.blocks.reader import BlockReader
 from recsys_ray.data.blocks.writer import BlockWriter
 from recsys_ray.schema import Categorical, Dense, Label, Schema, Timestamp
 
@@ -56,7 +57,7 @@ def rows(schema: Schema, count: int) -> pa.Table:
 
 def encoded(table: pa.Table, schema: Schema, block_rows: int) -> list[Block]:
     columns = mds_columns(schema)
-    return list(cut(unpacked(packed(table, columns), columns), block_rows))
+    return list(split_block(unpack_rows(pack_rows(table, columns), columns), block_rows))
 
 
 def write(writer: type[MDSWriter], folder: Path, schema: Schema, blocks: list[Block]) -> Path:
@@ -77,7 +78,7 @@ def test_no_rows_and_rows_in_pieces_are_packed_alike(schema: Schema) -> None:
     table, columns = rows(schema, 100), mds_columns(schema)
     pieces = pa.concat_tables([table.slice(0, 30), table.slice(30, 0), table.slice(30)])
     for part in (pieces, table.slice(0, 0), table.schema.empty_table()):
-        found = widened(unpacked(packed(part, columns), columns))
+        found = widened(unpack_rows(pack_rows(part, columns), columns))
         expected = to_block(part)
         assert found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in found)
 
@@ -86,8 +87,8 @@ def test_no_rows_and_rows_in_pieces_are_packed_alike(schema: Schema) -> None:
 def test_packed_rows_keep_their_values_however_they_are_moved(schema: Schema) -> None:
     table, columns = rows(schema, 2500), mds_columns(schema)
     order = np.random.default_rng(0).permutation(2500)
-    moved = pa.concat_tables([packed(table, columns).slice(0, 1000), packed(table, columns).slice(1000)]).take(order)
-    found = widened(unpacked(moved.slice(10), columns))
+    moved = pa.concat_tables([pack_rows(table, columns).slice(0, 1000), pack_rows(table, columns).slice(1000)]).take(order)
+    found = widened(unpack_rows(moved.slice(10), columns))
     for name, values in to_block(table.take(order[10:])).items():
         assert np.array_equal(found.pop(name), values), name
     assert not found
@@ -115,7 +116,7 @@ def test_same_arrays_as_the_reader_of_mosaic_streaming(schema: Schema, block_row
     decoded = [widened(plain[number]) for number in range(len(plain))]
     readers = open_readers(folder)
     raw = [reader.get_item(number) for reader in readers for number in range(reader.samples)]
-    together = Concatenation.of(readers[0], block_rows)
+    together = BlockCollator.of(readers[0], block_rows)
     for first in range(0, len(raw), 2):
         columns, counts = together(raw[first : first + 2])
         expected = decoded[first : first + 2]

@@ -16,7 +16,7 @@ SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "criteo-sample" / "crit
 
 @pytest.mark.skipif(not SAMPLE.exists(), reason=f"the Criteo sample is not at {SAMPLE}")
 def test_no_row_is_rejected(ray_session: None, tmp_path: Path) -> None:
-    (tmp_path / "schema.json").write_text(criteo.schema("int", num_embeddings=1 << 16).to_json())
+    (tmp_path / "schema.json").write_text(criteo.criteo_schema("int", num_embeddings=1 << 16).to_json())
     config = PrepareConfig(parquet=str(SAMPLE), schema=str(tmp_path / "schema.json"), out=str(tmp_path / "dataset"))
     summary = prepare(config).summary
     raw = pq.read_table(SAMPLE)

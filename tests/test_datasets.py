@@ -12,7 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys_ray.datasets import criteo, movielens, synthetic
-from recsys_ray.datasets.teacher import BINS, Counts, Teacher, auc, load_teacher, rows, teacher_probability
+from recsys_ray.datasets.teacher import (
+    BINS,
+    LabelCounts,
+    Teacher,
+    auc_of_counts,
+    generate_rows,
+    load_teacher,
+    teacher_probability,
+)
 from recsys_ray.schema import Schema
 
 RATINGS = "1::1193::5::978300760\n1::661::3::978302109\n2::1193::4::978298413\n"
@@ -106,7 +114,7 @@ def _criteo_line(label: str, dense: str, categorical: str) -> str:
 
 @pytest.mark.unit
 def test_criteo_plain_and_gzip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(criteo, "READ_BYTES", 1000)
+    monkeypatch.setattr(criteo, "CSV_BLOCK_BYTES", 1000)
     monkeypatch.setattr(criteo, "ROWS_PER_FILE", 10)
     plain, zipped = tmp_path / "day_0", tmp_path / "day_1.gz"
     plain.write_text("\n".join(_criteo_line("0", str(number), "68fd1e64") for number in range(50)) + "\n")
@@ -132,22 +140,22 @@ def test_criteo_names_the_file_at_fault(tmp_path: Path, line: str) -> None:
 
 
 def test_synthetic_rows_do_not_depend_on_blocks(ray_session: None, tmp_path: Path) -> None:
-    few = synthetic.generate(tmp_path / "few", rows=10_001, multi=True, seed=3, block_rows=10_000)
-    many = synthetic.generate(tmp_path / "many", rows=10_001, multi=True, seed=3, block_rows=1_500)
-    other = synthetic.generate(tmp_path / "other", rows=10_001, multi=True, seed=4)
+    few = synthetic.generate_clicks(tmp_path / "few", rows=10_001, multi=True, seed=3, block_rows=10_000)
+    many = synthetic.generate_clicks(tmp_path / "many", rows=10_001, multi=True, seed=3, block_rows=1_500)
+    other = synthetic.generate_clicks(tmp_path / "other", rows=10_001, multi=True, seed=4)
     tables = [pq.read_table(folder / "interactions") for folder in (few, many, other)]
     assert tables[0].equals(tables[1])
     assert not tables[0].equals(tables[2])
     assert len(list((many / "interactions").iterdir())) > 5
     assert (few / "teacher.json").read_text() == (many / "teacher.json").read_text()
     assert tables[0].column_names == [column.name for column in Schema.load(few / "schema.json").columns]
-    assert synthetic.generate(few, rows=10_001, multi=True, seed=3) == few
+    assert synthetic.generate_clicks(few, rows=10_001, multi=True, seed=3) == few
     with pytest.raises(FileExistsError, match="seed"):
-        synthetic.generate(few, rows=10_001, multi=True, seed=5)
+        synthetic.generate_clicks(few, rows=10_001, multi=True, seed=5)
 
 
 def test_synthetic_best_auc_is_that_of_the_teacher(ray_session: None, tmp_path: Path) -> None:
-    out = synthetic.generate(tmp_path / "out", rows=30_000, dense=3, categorical=5, num_embeddings=500, multi=True)
+    out = synthetic.generate_clicks(tmp_path / "out", rows=30_000, dense=3, categorical=5, num_embeddings=500, multi=True)
     table = pq.read_table(out / "interactions")
     probability, label = teacher_probability(table, load_teacher(out)), table["label"].to_numpy() == 1
     order = np.searchsorted(np.sort(probability[~label]), probability[label]).mean() / (~label).sum()
@@ -161,7 +169,7 @@ def test_synthetic_best_auc_is_that_of_the_teacher(ray_session: None, tmp_path: 
 @pytest.mark.unit
 def test_synthetic_columns_are_as_described() -> None:
     teacher = Teacher(num_embeddings=1000, exponent=1.5, multi=True)
-    table = rows(teacher, np.arange(50_000))
+    table = generate_rows(teacher, np.arange(50_000))
     for name, size in teacher.ids.items():
         ids = table[name].to_numpy() if name != "m1" else table[name].combine_chunks().values.to_numpy()
         assert ids.min() == 0 and ids.max() < size
@@ -177,16 +185,16 @@ def test_synthetic_columns_are_as_described() -> None:
 @pytest.mark.unit
 def test_auc_of_counts() -> None:
     positive, negative = np.zeros((2, BINS))
-    assert np.isnan(auc(Counts(positive, negative)))
+    assert np.isnan(auc_of_counts(LabelCounts(positive, negative)))
     negative[10], positive[20] = 5, 3
-    assert auc(Counts(positive, negative)) == 1
+    assert auc_of_counts(LabelCounts(positive, negative)) == 1
     positive[10] = 3
-    assert auc(Counts(positive, negative)) == 0.75
+    assert auc_of_counts(LabelCounts(positive, negative)) == 0.75
 
 
 @pytest.mark.unit
 def test_synthetic_refuses_impossible_parameters(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="exponent"):
-        synthetic.generate(tmp_path / "out", rows=10, exponent=0.9)
+        synthetic.generate_clicks(tmp_path / "out", rows=10, exponent=0.9)
     with pytest.raises(ValueError, match="rows"):
-        synthetic.generate(tmp_path / "out", rows=0)
+        synthetic.generate_clicks(tmp_path / "out", rows=0)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
 from recsys_ray.columns import ROW_HASH
-from recsys_ray.data.prepare.catalogue import items_of
+from recsys_ray.data.prepare.catalogue import distinct_items
 from recsys_ray.data.prepare.leave_one_out import LatestRows, latest_rows
 from recsys_ray.schema import Categorical, Schema, Timestamp
 
@@ -24,7 +23,7 @@ def table(users: list[float], times: list[int], hashes: list[int]) -> pa.Table:
 def held_out(*batches: pa.Table) -> tuple[list[int], list[int]]:
     found = LatestRows()
     for batch in batches:
-        found = found.merge(latest_rows(batch, SCHEMA, lambda rows: np.full(rows.num_rows, None, dtype=object)))
+        found = found.merge(latest_rows(batch, SCHEMA))
     return found.held_out().validation.tolist(), found.held_out().test.tolist()
 
 
@@ -37,4 +36,4 @@ def test_rows_that_are_alike_count_once_and_users_without_an_id_not_at_all() -> 
     """A Spark table identifies rows by their values, so a duplicated row must not be in both test and validation."""
     rows = table([1.0, 1.0, 1.0, 1.0, *[float("nan")] * 3], [5, 7, 9, 9, 1, 2, 3], [10, 12, 11, 11, 20, 21, 22])
     assert held_out(rows) == ([12], [11])
-    assert items_of(rows, ["item"], ITEM)["item"].to_pylist() == [1.0]
+    assert distinct_items(rows, ["item"], ITEM)["item"].to_pylist() == [1.0]

@@ -29,7 +29,7 @@ def mark() -> Iterator[str]:
 
 @needs_java
 def test_prepares_and_trains_and_leaves_nothing(tmp_path: Path, mark: str) -> None:
-    raw = synthetic.generate(tmp_path / "raw", 20_000, dense=3, categorical=4, num_embeddings=500, multi=True)
+    raw = synthetic.generate_clicks(tmp_path / "raw", 20_000, dense=3, categorical=4, num_embeddings=500, multi=True)
     command = [sys.executable, "jobs/train_dlrm.py", f"--data.parquet={raw / 'interactions'}", f"--run-dir={tmp_path / 'run'}"]
     command += ["--train.epochs=1", "--train.global-batch=1024", "--launch.workers=2", "--launch.ray.on-spark=always"]
     command += ["--launch.ray.spark-nodes", "1", "1", "--launch.ray.spark-cpus-per-node=2", "--launch.ray.spark-gpus-per-node=0"]

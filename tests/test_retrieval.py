@@ -50,10 +50,12 @@ USERS, ITEMS, CHOICES, LACKING, EPOCHS = 700, 150, 12, 4, 4
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Writes raw tables, of which the item table lacks the last few items that users have chosen."""
-    folder = choices.generate(tmp_path_factory.mktemp("choices") / "raw", USERS, ITEMS, CHOICES, skew=0.0)
+    folder = choices.generate_choices(tmp_path_factory.mktemp("choices") / "raw", USERS, ITEMS, CHOICES, skew=0.0)
     items = pq.read_table(folder / "items.parquet").append_column("size", pa.array(np.arange(ITEMS) % 7 + 0.5))
     pq.write_table(items.slice(0, ITEMS - LACKING), folder / "items.parquet")
-    (folder / "schema.json").write_text(Schema((*choices.SCHEMA.columns, Dense("size", "item", scale="standard"))).to_json())
+    (folder / "schema.json").write_text(
+        Schema((*choices.CHOICES_SCHEMA.columns, Dense("size", "item", scale="standard"))).to_json()
+    )
     return folder
 
 
@@ -122,7 +124,7 @@ def test_catalogue_is_the_item_table_with_how_often_training_chose_each(
     told = f"{LACKING} items of the interactions are not in {raw}/items.parquet (item_id {', '.join(map(str, some))}): they are "
     assert told in capsys.readouterr().out
 
-    schema = choices.SCHEMA.columns
+    schema = choices.CHOICES_SCHEMA.columns
     (tmp_path / "schema.json").write_text(Schema(tuple(one for one in schema if one.name not in ("kind", "country"))).to_json())
     alone = preparation(raw, tmp_path / "alone", users="", items="", schema=str(tmp_path / "schema.json"))
     found = load_catalogue(prepare(alone))

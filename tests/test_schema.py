@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 
 from recsys_ray.columns import FREQUENCY, RECORD, ROW_HASH, ROW_WEIGHT, SPLIT_COLUMN
-from recsys_ray.data.sources.column_types import check_columns, check_key, infer_schema
+from recsys_ray.data.prepare.schema_inference import infer_schema
+from recsys_ray.data.sources.column_types import TableColumns, check_columns, check_join_key
 from recsys_ray.schema import Categorical, Dense, Label, Schema, Timestamp, Weight
 
 pytestmark = pytest.mark.unit
@@ -137,12 +138,15 @@ def test_types_that_a_kind_cannot_take(column, kind, message):
 
 
 def test_join_keys_must_be_alike():
-    ids, words, fractions = (pa.schema([("k", kind)]) for kind in (pa.int64(), pa.large_string(), pa.list_(pa.int8())))
-    check_key("k", ids, "a", pa.schema([("k", pa.float64())]), "b")
-    check_key("k", words, "a", pa.schema([("k", pa.dictionary(pa.int8(), pa.string()))]), "b")
+    def table(origin: str, kind: pa.DataType) -> TableColumns:
+        return TableColumns(pa.schema([("k", kind)]), origin)
+
+    ids, words = table("a", pa.int64()), table("a", pa.large_string())
+    check_join_key("k", ids, table("b", pa.float64()))
+    check_join_key("k", words, table("b", pa.dictionary(pa.int8(), pa.string())))
     with pytest.raises(ValueError, match="join key 'k' has type int64 in a but large_string in b"):
-        check_key("k", ids, "a", words, "b")
+        check_join_key("k", ids, table("b", pa.large_string()))
     with pytest.raises(ValueError, match="join key 'u' is not a column of a, which has: k"):
-        check_key("u", ids, "a", ids, "b")
+        check_join_key("u", ids, table("b", pa.int64()))
     with pytest.raises(ValueError, match="join key 'k' of b has type list<"):
-        check_key("k", ids, "a", fractions, "b")
+        check_join_key("k", ids, table("b", pa.list_(pa.int8())))

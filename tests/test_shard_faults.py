@@ -19,9 +19,9 @@ import torch.distributed as dist
 from recsys_ray.columns import ROW_HASH, SPLIT_COLUMN
 from recsys_ray.compat.streaming_compat import StreamingWorld
 from recsys_ray.config import DataConfig
+from recsys_ray.data.blocks.collator import BlockCollator
+from recsys_ray.data.blocks.packing import pack_rows
 from recsys_ray.data.blocks.parts import PartWriter
-from recsys_ray.data.blocks.reader import Concatenation
-from recsys_ray.data.blocks.records import packed
 from recsys_ray.data.loading import shards
 from recsys_ray.data.loading.stream import BlockStream, batch_layout
 from tests.support.faults import flip_a_byte
@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
     writer.start()
     zeros = pa.array(np.zeros(ROWS_PER_PART, np.uint64))
     parts = np.arange(ROWS, dtype=np.int32).reshape(PARTS, -1)
-    tables = (packed(pa.table({"row": rows}), columns) for rows in parts)
+    tables = (pack_rows(pa.table({"row": rows}), columns) for rows in parts)
     tables = (table.append_column(SPLIT_COLUMN, zeros).append_column(ROW_HASH, zeros) for table in tables)
     writer.commit([writer.write(table, number) for number, table in enumerate(tables)])
     return writer.root / "train"
@@ -199,7 +199,7 @@ def test_one_call_gets_over_a_passing_fault(folder: Path, store: type[Store]) ->
     rows = []
     for reader in readers:
         stream.prepare_shard(reader)
-        rows += [Concatenation.of(reader, BLOCK_ROWS)([block])[0]["row"] for block in reader]
+        rows += [BlockCollator.of(reader, BLOCK_ROWS)([block])[0]["row"] for block in reader]
     assert np.array_equal(np.sort(np.concatenate(rows)), np.arange(ROWS))
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from recsys_ray.models.evaluation.binary_metrics import predict_split
 
 from recsys_ray.columns import ROW_WEIGHT
 from recsys_ray.config import LoopConfig, OptimizerConfig, ShardingConfig
 from recsys_ray.distributed import World, join_world
 from recsys_ray.models.dlrm import DLRMConfig
+from recsys_ray.models.evaluation.binary_metrics import predict_split
 from recsys_ray.models.registry import build_task
 from recsys_ray.models.task import BuildContext, Task
 from recsys_ray.schema import Categorical, Dense, Label, Schema

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recsys_ray.data.prepare.statistics import _compacted, _value_counts, _vocabulary
+from recsys_ray.data.prepare.statistics import build_vocabulary, count_values, sum_by_value
 from recsys_ray.data.transform import rejections, transform
 from recsys_ray.schema import Categorical, Dense, Label, Schema, Timestamp, Weight
 
@@ -72,8 +72,8 @@ def test_vocabulary_order_and_limits():
 
     def vocabulary(**limits):
         one = Categorical("a", encoding="vocabulary", table="t", **limits)
-        counts = _value_counts(batch, {"t": [one, Categorical("b", multi=True, table="t")]})
-        return _vocabulary(_compacted(counts), "t", one).to_pylist()
+        counts = count_values(batch, {"t": [one, Categorical("b", multi=True, table="t")]})
+        return build_vocabulary(sum_by_value(counts), "t", one).to_pylist()
 
     assert vocabulary() == [7, 8, 9, 10, 5], "most frequent over both columns first; ties by value, as numbers"
     assert vocabulary(min_frequency=2) == [7, 8, 9, 10]

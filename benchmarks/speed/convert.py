@@ -63,7 +63,7 @@ def start_ray() -> None:
 
 
 def clicks(rows: int) -> Path:
-    return synthetic.generate(DATA / f"clicks-{rows}", rows)
+    return synthetic.generate_clicks(DATA / f"clicks-{rows}", rows)
 
 
 def ours(source: Path, out: Path) -> None:

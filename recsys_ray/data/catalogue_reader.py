@@ -1,21 +1,20 @@
-"""The catalogue of a dataset directory as a model takes it: encoded by the transform that encoded the interactions."""
+"""The catalogue of a dataset directory as tensors, encoded by the same transform as the interactions."""
 
 from __future__ import annotations
 
 import torch
 
 from recsys_ray.columns import FREQUENCY
-from recsys_ray.data.blocks.records import to_block
+from recsys_ray.data.blocks.packing import to_block
 from recsys_ray.data.dataset.directory import DatasetDirectory
-from recsys_ray.data.dataset.tables import load_catalogue, load_vocabularies
-from recsys_ray.data.prepare.catalogue import item_columns
+from recsys_ray.data.dataset.tables import item_columns, load_catalogue, load_vocabularies
 from recsys_ray.data.transform import transform
 
 
 def encoded_catalogue(dataset: DatasetDirectory) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Item columns as a stream yields them, and the frequency of each item, float32 [N].
+    """Returns the item columns as a batch has them, and the frequency of each item, float32 [items].
 
-    Raises FileNotFoundError where the dataset has no catalogue.
+    Raises FileNotFoundError when the dataset has no catalogue.
     """
     items = load_catalogue(dataset)
     wanted = [name for name in item_columns(dataset.schema) if name in items.column_names]
@@ -25,7 +24,10 @@ def encoded_catalogue(dataset: DatasetDirectory) -> tuple[dict[str, torch.Tensor
 
 
 def group_names(dataset: DatasetDirectory, column: str) -> tuple[str, ...]:
-    """What each table row of a column stands for, as far as a vocabulary knows. Raises ValueError for no such column."""
+    """Returns the raw value of each table row of a user column, by which metrics are grouped; "unknown" for row 0.
+
+    Returns an empty tuple when `column` is empty or has no vocabulary. Raises ValueError when the schema has no such column.
+    """
     if not column:
         return ()
     found = next((one for one in dataset.schema.categorical if one.name == column and one.side == "user" and not one.multi), None)

@@ -1,4 +1,8 @@
-"""Raw columns -> model columns. The very same functions run in preparation, in batch inference and online."""
+"""The transform from raw columns to model columns, and the check for rows that cannot be transformed.
+
+The same functions run in preparation, in batch inference and online, so that a model sees the same numbers everywhere.
+`transform` encodes a table, `encode` one column; `rejections` finds the rows that preparation sets aside.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +13,29 @@ import pyarrow.compute as pc
 from recsys_ray.schema import Categorical, Column, Dense, Label, Schema, Timestamp, Weight
 
 Vocabularies = dict[str, pa.Array]
-"""Table name -> its values, most frequent first, after those of the dataset it grew from; value i selects row i + 1."""
-LARGEST = float(np.finfo(np.float32).max)
-"""Numbers beyond it would be infinite as the float32 that is stored."""
+"""The vocabulary of each embedding table by name; value i selects table row i + 1. The values of the dataset it grew from come
+first, then new values, most frequent first."""
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+"""Larger numbers would become infinite in the float32 columns that are stored."""
 NOT_BINARY = "not 0 or 1"
 
 
 def transform(table: pa.Table, schema: Schema, vocabularies: Vocabularies) -> pa.Table:
-    """Encodes the columns of `schema` that `table` has; rows keep their order, and must be free of `rejections`.
+    """Encodes the columns of `schema` that `table` has. Rows keep their order and must have no `rejections`.
 
-    Label, dense and weight become float32; timestamps int64; a categorical column int32 table rows, or list<int32> when
-    multi-valued, where a missing or empty list is [0]: every row selects at least one embedding.
+    Label, dense and weight columns become float32, timestamps int64, and categorical columns int32 table rows, or list<int32>
+    when multi-valued. A missing or empty list becomes [0], so that every row selects at least one embedding.
     """
     columns = [column for column in schema.columns if column.name in table.column_names]
-    return pa.table({column.name: encode(column, _whole(table[column.name]), vocabularies) for column in columns})
+    return pa.table({column.name: encode(column, _one_chunk(table[column.name]), vocabularies) for column in columns})
 
 
-def _whole(column: pa.ChunkedArray) -> pa.Array:
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
 
 
 def encode(column: Column, values: pa.Array, vocabularies: Vocabularies) -> pa.Array:
+    """Encodes the raw values of one column, as `transform` does."""
     match column:
         case Label():
             return pa.array(label_values(column, values), pa.float32())
@@ -38,7 +44,7 @@ def encode(column: Column, values: pa.Array, vocabularies: Vocabularies) -> pa.A
         case Weight():
             return pa.array(as_floats(values), pa.float32())
         case Timestamp():
-            return seconds(values)
+            return as_seconds(values)
         case Categorical(multi=True):
             return _table_rows_of_lists(column, values, vocabularies)
         case Categorical():
@@ -46,23 +52,25 @@ def encode(column: Column, values: pa.Array, vocabularies: Vocabularies) -> pa.A
 
 
 def label_values(column: Label, values: pa.Array) -> np.ndarray:
+    """Returns float64 labels of 0 and 1; a number compared with `positive_above` when the label has one."""
     numbers = as_floats(values)
     return numbers if column.positive_above is None else (numbers > column.positive_above).astype(np.float64)
 
 
-def positives(table: pa.Table, schema: Schema) -> np.ndarray:
-    """bool: rows whose label is 1, of rows free of `rejections`; all of them where the schema has no label."""
+def positive_rows(table: pa.Table, schema: Schema) -> np.ndarray:
+    """Returns which rows have label 1, bool [rows]; all of them when the schema has no label. Rows must have no `rejections`."""
     if schema.label is None:
         return np.ones(table.num_rows, bool)
-    return label_values(schema.label, _whole(table[schema.label.name])) > 0
+    return label_values(schema.label, _one_chunk(table[schema.label.name])) > 0
 
 
 def as_floats(values: pa.Array) -> np.ndarray:
-    """float64, nulls as NaN."""
+    """Returns the values as float64, with NaN for nulls."""
     return values.cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
-def seconds(values: pa.Array) -> pa.Array:
+def as_seconds(values: pa.Array) -> pa.Array:
+    """Returns timestamps and dates as int64 seconds since 1970, and integers as int64."""
     if pa.types.is_date(values.type):
         values = values.cast(pa.timestamp("s"))
     if pa.types.is_timestamp(values.type):
@@ -70,22 +78,23 @@ def seconds(values: pa.Array) -> pa.Array:
     return values.cast(pa.int64())
 
 
-def unscaled(column: Dense, values: pa.Array) -> np.ndarray:
-    """float64 after log1p, before standardisation; NaN where missing."""
+def unstandardised(column: Dense, values: pa.Array) -> np.ndarray:
+    """Returns the values as float64 after log1p and before standardisation, with NaN for missing ones."""
     numbers = as_floats(values)
     return np.sign(numbers) * np.log1p(np.abs(numbers)) if column.scale == "log1p" else numbers
 
 
 def scaled(column: Dense, values: pa.Array) -> np.ndarray:
-    numbers = unscaled(column, values)
+    """Returns the values as float64, scaled as the column says, with missing ones replaced by its `fill`."""
+    numbers = unstandardised(column, values)
     if column.scale == "standard":
         numbers = (numbers - column.mean) / column.std
     return np.where(np.isnan(numbers), column.fill, numbers)
 
 
 def table_rows(column: Categorical, values: pa.Array, vocabularies: Vocabularies) -> np.ndarray:
-    """int32 embedding table rows; 0 where the value is null or not in the vocabulary."""
-    values = canonical(column, values)
+    """Returns the embedding table row of each id, int32; 0 for one that is null or not in the vocabulary."""
+    values = canonical_ids(column, values)
     match column.encoding:
         case "identity":
             rows = pc.add(values, 1)
@@ -97,9 +106,11 @@ def table_rows(column: Categorical, values: pa.Array, vocabularies: Vocabularies
     return rows.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int32)
 
 
-def canonical(column: Categorical, values: pa.Array) -> pa.Array:
-    """int64 or string, so that a value hashes alike whatever type its file used. Doubles that are no whole number are null:
-    pandas writes integers with nulls as doubles, with NaN for null."""
+def canonical_ids(column: Categorical, values: pa.Array) -> pa.Array:
+    """Returns ids as int64 or string, so that a value hashes the same whatever type its file used.
+
+    Floats that are not whole numbers become null: pandas writes integers with nulls as floats, with NaN for null.
+    """
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if column.dtype == "string":
@@ -108,13 +119,16 @@ def canonical(column: Categorical, values: pa.Array) -> pa.Array:
         values = values.cast(pa.float64())
         whole = pc.and_(pc.is_finite(values), pc.equal(values, pc.floor(values)))
         values = pc.if_else(whole, values, None)
-    # safe=False: an unsigned id above 2^63 wraps to a negative one, which hashes as well as any.
+    # safe=False: an unsigned id above 2^63 wraps around to a negative one, which is still distinct.
     return values.cast(pa.int64(), safe=False)
 
 
 def value_hashes(values: pa.Array) -> np.ndarray:
-    """uint64, equal on every machine (pandas.util.hash_array: SipHash of strings, a mixing of int64). Nulls hash as 0 or ''."""
-    # Not at the top: training workers import this module, and hash nothing.
+    """Returns a uint64 hash of each int64 or string, the same on every machine; nulls hash as 0 or ''.
+
+    pandas.util.hash_array: SipHash for strings, bit mixing for int64.
+    """
+    # Imported here because training workers import this module and hash nothing.
     import pandas as pd
 
     if pa.types.is_integer(values.type):
@@ -134,11 +148,11 @@ def _table_rows_of_lists(column: Categorical, values: pa.Array, vocabularies: Vo
 
 
 def rejections(table: pa.Table, schema: Schema) -> np.ndarray:
-    """Why each row cannot be used, as object array of str; None for a good row. The first reason found counts."""
+    """Returns why each row cannot be used, as an object array of str; None for a good row. The first reason found counts."""
     reasons = np.full(table.num_rows, None, dtype=object)
     for column in schema.columns:
-        for reason, bad in _faults(column, _whole(table[column.name])):
-            if bad.any():  # looking at the objects takes longer than all the rest
+        for reason, bad in _faults(column, _one_chunk(table[column.name])):
+            if bad.any():  # comparing objects takes longer than all the rest
                 reasons[bad & (reasons == None)] = f"{column.name}: {reason}"  # noqa: E711
     return reasons
 
@@ -149,12 +163,12 @@ def _faults(column: Column, values: pa.Array) -> list[tuple[str, np.ndarray]]:
             raw, labels = as_floats(values), label_values(column, values)
             return [("missing, but it is the label", np.isnan(raw)), (NOT_BINARY, (labels != 0) & (labels != 1))]
         case Dense():
-            return [("infinite, or too large for float32", np.abs(unscaled(column, values)) > LARGEST)]
+            return [("infinite, or too large for float32", np.abs(unstandardised(column, values)) > LARGEST_FLOAT32)]
         case Weight():
             weights = as_floats(values)
             return [
                 ("missing, but it is the weight", np.isnan(weights)),
-                ("negative, or too large for float32", (weights < 0) | (weights > LARGEST)),
+                ("negative, or too large for float32", (weights < 0) | (weights > LARGEST_FLOAT32)),
             ]
         case Timestamp():
             return [("missing, but it is the timestamp", values.is_null().to_numpy(zero_copy_only=False))]
@@ -174,7 +188,7 @@ def _id_faults(column: Categorical, values: pa.Array) -> list[tuple[str, np.ndar
         fraction = (numbers != np.floor(numbers)) | (np.abs(numbers) >= 2.0**63)
         faults.append(("id is not a whole number of 64 bits", fraction & ~np.isnan(numbers)))
     if column.encoding == "identity":
-        ids = canonical(column, values).fill_null(0).to_numpy(zero_copy_only=False)
+        ids = canonical_ids(column, values).fill_null(0).to_numpy(zero_copy_only=False)
         largest = column.num_embeddings - 2
         faults.append((f"id is not between 0 and {largest} (num_embeddings - 2)", (ids < 0) | (ids > largest)))
     return faults

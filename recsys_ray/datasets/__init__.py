@@ -1,5 +1,5 @@
-"""Public and synthetic data sets as Parquet with a schema beside it, one module each. Run them with jobs/fetch_dataset.py.
+"""Public and synthetic data sets as Parquet with a schema.json, one module per set. jobs/fetch_dataset.py runs them.
 
-Every set is a folder: `interactions.parquet` or `interactions/`, `users.parquet` and `items.parquet` where the set has them,
-`schema.json`, and `dataset.json`, which says what it was made from.
+Every set is a folder with `interactions.parquet` or `interactions/`, `users.parquet` and `items.parquet` when the set has them,
+`schema.json`, and `dataset.json`, which records what the set was made from. `folder.py` writes it all or not at all.
 """

@@ -1,9 +1,9 @@
-"""Criteo's display-advertising logs, Kaggle's train.txt or the day files of the terabyte set, as Parquet.
+"""Criteo's display-advertising logs as Parquet: Kaggle's train.txt, or the day files of the terabyte set.
 
     python jobs/fetch_dataset.py criteo --files day_0.gz day_1.gz --out data/criteo
 
-A line is a label, 13 counts and 26 hexadecimal ids, separated by tabs; any of them but the label may be blank. The logs have
-no users or items, only impressions. Get the files from Criteo: this only converts them.
+A line is a label, 13 counts and 26 hexadecimal ids, separated by tabs; all but the label may be blank. The logs have no users or
+items, only impressions. This module converts files that you get from Criteo.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from recsys_ray.datasets.folder import build
+from recsys_ray.datasets.folder import build_once
 from recsys_ray.schema import Categorical, Dense, Label, Schema
 
-LICENCE = """Criteo's logs are Criteo's: they may be used for research and other non-commercial purposes, with attribution.
+CRITEO_LICENCE = """Criteo's logs are Criteo's: they may be used for research and other non-commercial purposes, with attribution.
 Read the terms that came with your copy."""
 
 DENSE = [f"i{number}" for number in range(1, 14)]
 CATEGORICAL = [f"c{number}" for number in range(1, 27)]
-TYPES = {
+COLUMN_TYPES = {
     "label": pa.int8(),
     **dict.fromkeys(DENSE, pa.float64()),
     **dict.fromkeys(CATEGORICAL, pa.string()),
 }
-READ_BYTES = 16 << 20
-"""Text held at a time, and so the size of a row group: about 60 thousand rows."""
+CSV_BLOCK_BYTES = 16 << 20
+"""Text read at a time, which makes row groups of about 60 thousand rows."""
 ROWS_PER_FILE = 2_000_000
 
 
-def schema(dtype: Literal["int", "string"] = "string", num_embeddings: int = 1 << 18) -> Schema:
-    """The label, i1 to i13 as log1p, c1 to c26 hashed into tables of `num_embeddings` rows each.
+def criteo_schema(dtype: Literal["int", "string"] = "string", num_embeddings: int = 1 << 18) -> Schema:
+    """Returns the schema: the label, i1 to i13 as log1p, c1 to c26 hashed into tables of `num_embeddings` rows each.
 
-    `dtype` is that of c1 to c26: string as `convert` writes them, int where somebody has turned them into numbers.
+    `dtype` is that of c1 to c26: string as `convert` writes them, int for copies with numbers instead.
     """
     dense = (Dense(name, scale="log1p") for name in DENSE)
     categorical = (Categorical(name, dtype=dtype, encoding="hash", num_embeddings=num_embeddings) for name in CATEGORICAL)
@@ -47,7 +47,7 @@ def schema(dtype: Literal["int", "string"] = "string", num_embeddings: int = 1 <
 def convert(files: list[Path], out: Path, num_embeddings: int = 1 << 18) -> Path:
     """Writes `out/interactions/*.parquet`, in the order of the lines and of `files` (plain or .gz), and `out/schema.json`.
 
-    Blanks become null. Memory does not grow with the files. Returns at once when `out` has the same already.
+    Blanks become null. Memory use does not grow with the files. Returns at once when `out` was made from the same files.
     Raises FileNotFoundError for a missing file, ValueError naming a file whose lines are not Criteo's, and FileExistsError
     when `out` holds something else.
     """
@@ -59,21 +59,21 @@ def convert(files: list[Path], out: Path, num_embeddings: int = 1 << 18) -> Path
         (folder / "interactions").mkdir()
         for number, file in enumerate(files):
             _write_parts(_batches(file), folder / "interactions", f"part-{number:03}")
-        (folder / "schema.json").write_text(schema("string", num_embeddings).to_json())
-        print(LICENCE, flush=True)
+        (folder / "schema.json").write_text(criteo_schema("string", num_embeddings).to_json())
+        print(CRITEO_LICENCE, flush=True)
 
     sizes = [[file.name, file.stat().st_size] for file in files]
-    return build(out, {"dataset": "Criteo", "files": sizes, "num_embeddings": num_embeddings}, write)
+    return build_once(out, {"dataset": "Criteo", "files": sizes, "num_embeddings": num_embeddings}, write)
 
 
 def _batches(file: Path) -> Iterator[pa.RecordBatch]:
     try:
-        # Without threads Arrow counts lines, and can say which one is wrong.
+        # Only without threads does Arrow count lines, so that its error names the wrong one.
         reader = pyarrow.csv.open_csv(
             file,
-            pyarrow.csv.ReadOptions(column_names=list(TYPES), block_size=READ_BYTES, use_threads=False),
+            pyarrow.csv.ReadOptions(column_names=list(COLUMN_TYPES), block_size=CSV_BLOCK_BYTES, use_threads=False),
             pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False),
-            pyarrow.csv.ConvertOptions(column_types=TYPES, null_values=[""], strings_can_be_null=True),
+            pyarrow.csv.ConvertOptions(column_types=COLUMN_TYPES, null_values=[""], strings_can_be_null=True),
         )
         yield from reader
     except (pa.ArrowInvalid, OSError) as error:

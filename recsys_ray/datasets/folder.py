@@ -1,4 +1,4 @@
-"""The folder a data set is written to: all of it or nothing. Used by the other modules here."""
+"""The folder of a data set, written completely or not at all, for the other modules of this room."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-MANIFEST = "dataset.json"
+SET_MANIFEST = "dataset.json"
 
 
-def build(out: Path, made_from: dict[str, Any], write: Callable[[Path], None]) -> Path:
-    """Calls `write` with a new folder beside `out`, then renames that folder to `out`, and returns `out`, absolute.
+def build_once(out: Path, made_from: dict[str, Any], write: Callable[[Path], None]) -> Path:
+    """Calls `write` with a new folder next to `out`, renames that folder to `out`, and returns the absolute path of `out`.
 
-    Returns at once when `out` was made from the same: `made_from` must be JSON, and a None in it asks for nothing.
-    Raises FileExistsError when `out` holds anything else. What `write` raises leaves nothing behind.
+    Returns at once when `out` was made from the same `made_from`, a JSON object in which a value of None matches any.
+    Raises FileExistsError when `out` holds anything else. When `write` raises, nothing is left behind.
     """
     out = out.absolute()
     if is_built(out, made_from):
@@ -25,7 +25,7 @@ def build(out: Path, made_from: dict[str, Any], write: Callable[[Path], None]) -
     partial.mkdir(parents=True)
     try:
         write(partial)
-        (partial / MANIFEST).write_text(json.dumps(made_from, indent=2) + "\n")
+        (partial / SET_MANIFEST).write_text(json.dumps(made_from, indent=2) + "\n")
         _publish(partial, out, made_from)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -33,13 +33,13 @@ def build(out: Path, made_from: dict[str, Any], write: Callable[[Path], None]) -
 
 
 def is_built(out: Path, made_from: dict[str, Any]) -> bool:
-    """Whether `out` holds the set made from this; False where it is absent or an empty folder.
+    """Returns whether `out` holds the set made from `made_from`; False when it is absent or an empty folder.
 
     Raises FileExistsError when it holds anything else.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    manifest = out / MANIFEST
+    manifest = out / SET_MANIFEST
     found = json.loads(manifest.read_text()) if manifest.exists() else {}
     differing = [name for name, value in made_from.items() if value is not None and found.get(name) != value]
     if differing:
@@ -53,6 +53,6 @@ def _publish(partial: Path, out: Path, made_from: dict[str, Any]) -> None:
     try:
         partial.rename(out)
     except OSError:
-        # Another process that made the same set may have been first: then its copy is as good.
+        # Another process may have made the same set first: then its copy is as good.
         if not is_built(out, made_from):
             raise

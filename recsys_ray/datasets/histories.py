@@ -1,6 +1,6 @@
-"""What a user did before each interaction: the sequence feature of a retrieval model. Used by the other modules here.
+"""The recent items of a user before each interaction, a sequence feature for retrieval models.
 
-For data that fit one machine's memory. On larger ones the same column is a window function of the warehouse, in SQL
+For data that fit one machine's memory. For larger data compute the same column in the warehouse by a window function, in SQL
 `collect_list(item_id) OVER (PARTITION BY user_id ORDER BY timestamp ROWS BETWEEN 20 PRECEDING AND 1 PRECEDING)`, reversed.
 """
 
@@ -11,10 +11,13 @@ import pyarrow as pa
 
 
 def with_recent_items(
-    interactions: pa.Table, length: int, user: str = "user_id", item: str = "item_id", timestamp: str = "timestamp"
+    interactions: pa.Table, length: int, *, user: str = "user_id", item: str = "item_id", timestamp: str = "timestamp"
 ) -> pa.Table:
-    """`interactions` with a list column `recent_items`: the items of the user's interactions before the row's, latest first, at
-    most `length`. Rows keep their order; those of one moment follow one another as they stand, and see one another's items."""
+    """Returns `interactions` with a list column `recent_items`: the user's items before that row, latest first.
+
+    A list has at most `length` items. Rows keep their order; rows with the same timestamp count as following one another in the
+    order of the table, so that a later one lists the items of an earlier one.
+    """
     users, items, times = (interactions[name].to_numpy() for name in (user, item, timestamp))
     order = np.lexsort((times, users))
     starts = np.flatnonzero(np.append(True, users[order][1:] != users[order][:-1]))

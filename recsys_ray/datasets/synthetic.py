@@ -1,9 +1,9 @@
-"""Synthetic clicks of any size: power-law ids, and labels from a planted model, so that the best possible AUC is known.
+"""Synthetic clicks of any size: power-law ids, and labels from a known model, so that the best possible AUC is known.
 
     python jobs/fetch_dataset.py synthetic --rows 4000000 --out data/synthetic
 
-Ray Data writes them in parallel. A row depends on the seed and its number only, never on how rows are cut into blocks, and a
-larger set of one seed starts with the rows of a smaller one. The planted model is in `teacher.py`.
+Ray Data writes them in parallel. A row depends only on the seed and its number, not on how rows are cut into blocks, and a larger
+set with the same seed starts with the rows of a smaller one. The model that draws the labels is in `teacher.py`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ import ray.data
 from ray.data import SaveMode
 from ray.data.datasource import FilenameProvider
 
-from recsys_ray.datasets.folder import build
-from recsys_ray.datasets.teacher import BINS, Counts, Teacher, auc, count, rows
+from recsys_ray.datasets.folder import build_once
+from recsys_ray.datasets.teacher import BINS, LabelCounts, Teacher, auc_of_counts, count_labels, generate_rows
 from recsys_ray.schema import Categorical, Column, Dense, Label, Schema
 
 BLOCK_ROWS = 1 << 17
-"""Rows that one task computes and one file holds."""
+"""The number of rows that one task computes and one file holds."""
 
 
-def generate(
+def generate_clicks(
     out: Path,
     rows: int = 1_000_000,
     dense: int = 13,
     categorical: int = 26,
+    *,
     num_embeddings: int = 10_000,
     exponent: float = 1.5,
     effective_ids: int = 20,
@@ -43,32 +44,41 @@ def generate(
     """Writes `out/interactions/*.parquet` (label, i*, c*, with `multi` m1), schema.json and teacher.json; see `Teacher`.
 
     teacher.json holds the teacher, the positive rate and `best_auc`: the AUC of the true probabilities over all rows written.
-    `block_rows` decides the number of files, never their rows, which follow one another in the order of the file names. `out`
-    must be on a file system that all of Ray's nodes share. Returns at once when `out` has the same already.
+    `block_rows` decides the number of files and not their rows, which follow one another in the order of the file names. `out`
+    must be on a file system that all nodes of Ray share. Returns at once when `out` was made with the same parameters.
     Raises ValueError for impossible parameters and FileExistsError when `out` holds something else.
     """
     if rows < 1 or block_rows < 1:
         raise ValueError(f"synthetic: rows is {rows} and block_rows {block_rows}; wants 1 or more")
-    teacher = Teacher(dense, categorical, num_embeddings, exponent, effective_ids, interactions, multi=multi, seed=seed)
+    teacher = Teacher(
+        dense=dense,
+        categorical=categorical,
+        num_embeddings=num_embeddings,
+        exponent=exponent,
+        effective_ids=effective_ids,
+        interactions=interactions,
+        multi=multi,
+        seed=seed,
+    )
     described = dataclasses.asdict(teacher)
 
     def write(folder: Path) -> None:
         _write_interactions(teacher, rows, folder / "interactions", block_rows)
         counts = _count(teacher, rows, block_rows)
         facts = {
-            "best_auc": auc(counts),
+            "best_auc": auc_of_counts(counts),
             "positive_rate": float(counts.positive.sum() / rows),
             "rows": rows,
             "teacher": described,
         }
         (folder / "teacher.json").write_text(json.dumps(facts, indent=2) + "\n")
-        (folder / "schema.json").write_text(schema(teacher).to_json())
+        (folder / "schema.json").write_text(teacher_schema(teacher).to_json())
 
-    return build(out, {"dataset": "synthetic", "rows": rows, **described}, write)
+    return build_once(out, {"dataset": "synthetic", "rows": rows, **described}, write)
 
 
-def schema(teacher: Teacher) -> Schema:
-    """Dense columns as they are; id v selects row v + 1 of a table of the column's own."""
+def teacher_schema(teacher: Teacher) -> Schema:
+    """Returns the schema of a teacher's rows: dense columns unscaled, and id columns in which value v selects row v + 1."""
     columns: list[Column] = [Label("label")]
     columns += [Dense(f"i{number}") for number in range(1, teacher.dense + 1)]
     for name, size in teacher.ids.items():
@@ -76,8 +86,8 @@ def schema(teacher: Teacher) -> Schema:
     return Schema(tuple(columns))
 
 
-class _InOrder(FilenameProvider):
-    """Names without Ray's random part, so that the same call writes the same files."""
+class _OrderedNames(FilenameProvider):
+    """File names without Ray's random part, so that the same call writes the same files."""
 
     def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
         return f"part-{task_index:06}.parquet"
@@ -85,16 +95,16 @@ class _InOrder(FilenameProvider):
 
 def _write_interactions(teacher: Teacher, number: int, folder: Path, block_rows: int) -> None:
     table = _numbers(number, block_rows).map_batches(partial(_rows, teacher=teacher), batch_size=None)
-    table.write_parquet(str(folder), filename_provider=_InOrder(), mode=SaveMode.OVERWRITE)
+    table.write_parquet(str(folder), filename_provider=_OrderedNames(), mode=SaveMode.OVERWRITE)
 
 
-def _count(teacher: Teacher, number: int, block_rows: int) -> Counts:
-    """Computes the rows once more: three times as fast as reading them from the files."""
+def _count(teacher: Teacher, number: int, block_rows: int) -> LabelCounts:
+    """Counts the labels of all rows, which are computed again: three times as fast as reading them from the files."""
     counted = _numbers(number, block_rows).map_batches(partial(_count_rows, teacher=teacher), batch_size=None)
     total = np.zeros((BINS, 2), np.int64)
     for batch in counted.iter_batches(batch_size=None):
         np.add.at(total, batch["bin"], np.stack([batch["positive"], batch["negative"]], axis=1))
-    return Counts(total[:, 0], total[:, 1])
+    return LabelCounts(total[:, 0], total[:, 1])
 
 
 def _numbers(number: int, block_rows: int) -> ray.data.Dataset:
@@ -102,10 +112,10 @@ def _numbers(number: int, block_rows: int) -> ray.data.Dataset:
 
 
 def _rows(batch: dict[str, np.ndarray], teacher: Teacher) -> pa.Table:
-    return rows(teacher, batch["id"])
+    return generate_rows(teacher, batch["id"])
 
 
 def _count_rows(batch: dict[str, np.ndarray], teacher: Teacher) -> dict[str, np.ndarray]:
-    counts = count(rows(teacher, batch["id"]), teacher)
+    counts = count_labels(generate_rows(teacher, batch["id"]), teacher)
     seen = np.flatnonzero(counts.positive + counts.negative)
     return {"bin": seen, "positive": counts.positive[seen], "negative": counts.negative[seen]}

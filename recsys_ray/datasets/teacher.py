@@ -1,9 +1,9 @@
-"""A planted logistic model and the rows it labels: what `synthetic` writes, and the best any model can do on it.
+"""The teacher: a known logistic model that labels the rows of `synthetic.py`, and the best AUC that any model can reach on them.
 
-Everything random is a hash of (seed, column, row number), so that a row is the same whoever computes it, in whatever batch.
-The logit is a sum of an effect for each id, a linear effect of each dense column, and products of two ids' effects. With the
-defaults, a DLRM in plain torch came within .005 of the best AUC in one epoch over a million rows.
-Only numpy and Arrow: a benchmark can import this anywhere.
+Everything random is a hash of (seed, column, row number), so that a row is the same in whatever batch and process it is computed.
+The logit is the sum of an effect of each id, a linear effect of each dense column, and products of the effects of two ids. With
+the defaults, a DLRM in plain torch came within .005 of the best AUC in one epoch over a million rows.
+Imports only numpy and Arrow, so that benchmarks can use it anywhere.
 """
 
 from __future__ import annotations
@@ -19,24 +19,28 @@ import numpy as np
 import pyarrow as pa
 
 MAX_LIST = 4
-"""Longest list in the multi-valued column; lists of 1 to this many ids are equally likely."""
+"""The longest list in the multi-valued column; lists of 1 to this many ids are equally likely."""
 BINS = 1 << 16
+"""The number of equal intervals of probability in which labels are counted."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """Columns: label, i1, i2, ... (float32, near normal), c1, c2, ... (int64 ids from 0) and, with `multi`, m1 (lists of ids)."""
+    """The parameters of the model and of its columns.
+
+    Columns: label, i1, i2, ... (float32, nearly normal), c1, c2, ... (int64 ids from 0) and, with `multi`, m1 (lists of ids).
+    """
 
     dense: int = 13
     categorical: int = 26
     num_embeddings: int = 10_000
-    """Rows of the largest table, one of them for missing; tables grow geometrically from 11 rows in c1 to this in the last."""
+    """Rows of the largest table, one of them for missing ids; sizes grow geometrically from 11 rows for c1 to this many."""
     exponent: float = 1.5
-    """An id's frequency falls as (id + 1) to minus this."""
+    """The frequency of an id is proportional to (id + 1) ** -exponent."""
     effective_ids: int = 20
-    """Ids of a column that have an effect, the most frequent ones: enough rows a parameter to learn the teacher almost whole."""
+    """How many ids of a column have an effect, the most frequent ones: so few that a model can learn almost all of them."""
     interactions: int = 2
-    """Pairs of columns, (c1, c2), (c3, c4), ..., whose ids' effects multiply."""
+    """The number of pairs of columns, (c1, c2), (c3, c4), ..., for which the effects of the two ids are multiplied."""
     multi: bool = False
     logit_std: float = 1.3
     bias: float = -1.2
@@ -50,7 +54,7 @@ class Teacher:
 
     @property
     def ids(self) -> dict[str, int]:
-        """Column -> how many ids it has."""
+        """The number of ids of each id column by name."""
         largest = self.num_embeddings - 1
         sizes = np.geomspace(min(10, largest), largest, self.categorical).round().astype(int)
         columns = {f"c{number}": int(size) for number, size in enumerate(sizes, 1)}
@@ -58,16 +62,17 @@ class Teacher:
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
+        """The pairs of columns with a joint effect."""
         return [(f"c{2 * number + 1}", f"c{2 * number + 2}") for number in range(min(self.interactions, self.categorical // 2))]
 
 
 def load_teacher(folder: Path) -> Teacher:
-    """The teacher of the data set in `folder`. Raises FileNotFoundError when it is not a synthetic one."""
+    """Reads the teacher of the data set in `folder`. Raises FileNotFoundError when the set is not a synthetic one."""
     return Teacher(**json.loads((Path(folder) / "teacher.json").read_text())["teacher"])
 
 
-def rows(teacher: Teacher, numbers: np.ndarray) -> pa.Table:
-    """The rows with these numbers (any integers, not negative), label first."""
+def generate_rows(teacher: Teacher, numbers: np.ndarray) -> pa.Table:
+    """Returns the rows with these numbers (integers from 0, in any order), label first."""
     numbers = numbers.astype(np.uint64)
     columns: dict[str, pa.Array | np.ndarray] = {}
     for number in range(1, teacher.dense + 1):
@@ -81,9 +86,9 @@ def rows(teacher: Teacher, numbers: np.ndarray) -> pa.Table:
 
 
 def teacher_probability(table: pa.Table, teacher: Teacher) -> np.ndarray:
-    """The true probability of label 1 of each row, float64 [rows]: no model can rank better, but for luck.
+    """Returns the true probability of label 1 for each row, float64 [rows]; no model can rank better, except by luck.
 
-    `table` wants the columns i*, c* and m1 as they were written. Raises KeyError for a missing one.
+    `table` has the columns i*, c* and m1 as they were written. Raises KeyError for a missing one.
     """
     dense, direct, paired = _effects(teacher)
     logit = np.full(len(table), teacher.bias)
@@ -97,30 +102,39 @@ def teacher_probability(table: pa.Table, teacher: Teacher) -> np.ndarray:
     return 1 / (1 + np.exp(-logit))
 
 
-class Counts(NamedTuple):
-    """Rows with label 1 and label 0 in each of BINS equal steps of probability: they add up over parts of a data set."""
+class LabelCounts(NamedTuple):
+    """The number of rows with label 1 and label 0 in each of BINS intervals of true probability; parts of a set add up."""
 
     positive: np.ndarray
     negative: np.ndarray
 
 
-def count(table: pa.Table, teacher: Teacher) -> Counts:
+def count_labels(table: pa.Table, teacher: Teacher) -> LabelCounts:
+    """Counts the labels of rows by their true probability."""
     bins = (teacher_probability(table, teacher) * BINS).astype(np.int64)
     label = table["label"].to_numpy() == 1
-    return Counts(np.bincount(bins[label], minlength=BINS), np.bincount(bins[~label], minlength=BINS))
+    return LabelCounts(np.bincount(bins[label], minlength=BINS), np.bincount(bins[~label], minlength=BINS))
 
 
-def auc(counts: Counts) -> float:
-    """Area under the ROC curve, where two rows of one bin count half (an error below 1e-6). NaN without both labels."""
+def auc_of_counts(counts: LabelCounts) -> float:
+    """Returns the area under the ROC curve, NaN without both labels; rows of one interval count half (an error below 1e-6)."""
     positive, negative = counts.positive.astype(np.float64), counts.negative.astype(np.float64)
     below = np.cumsum(negative) - negative / 2
     total = positive.sum() * negative.sum()
     return float((positive * below).sum() / total) if total else float("nan")
 
 
+class _Effects(NamedTuple):
+    dense: dict[str, float]
+    """The weight of each dense column: together a fifth of the variance of the logit."""
+    direct: dict[str, np.ndarray]
+    """The effects of the ids of each column: three fifths of the variance."""
+    paired: dict[str, np.ndarray]
+    """The effects of ids within pairs, by column: a fifth of the variance."""
+
+
 @functools.lru_cache(maxsize=8)
-def _effects(teacher: Teacher) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Of dense columns, of ids, and of ids within pairs: a fifth, three fifths and a fifth of the logit's variance."""
+def _effects(teacher: Teacher) -> _Effects:
     names = [f"i{number}" for number in range(1, teacher.dense + 1)]
     draws = _normal(teacher, "dense weights", np.arange(teacher.dense, dtype=np.uint64))
     scale = teacher.logit_std / max(float(np.linalg.norm(draws)), 1e-9)
@@ -129,11 +143,11 @@ def _effects(teacher: Teacher) -> tuple[dict[str, float], dict[str, np.ndarray],
     direct = {name: share * _id_effects(teacher, name, size) for name, size in teacher.ids.items()}
     each = (teacher.logit_std * (0.2 / max(len(teacher.pairs), 1)) ** 0.5) ** 0.5
     paired = {name: each * _id_effects(teacher, name, teacher.ids[name], " in pairs") for pair in teacher.pairs for name in pair}
-    return dense, direct, paired
+    return _Effects(dense, direct, paired)
 
 
 def _id_effects(teacher: Teacher, name: str, size: int, use: str = "") -> np.ndarray:
-    """Mean 0 and variance 1 over rows; the last entry, 0, is for all ids beyond."""
+    """Returns effects with mean 0 and variance 1 over rows; the last entry, 0, is for all ids that have no effect."""
     number = min(size, teacher.effective_ids)
     effect = _normal(teacher, f"{name} effects{use}", np.arange(number, dtype=np.uint64))
     share = -np.diff((1.0 + np.arange(number + 1)) ** (1 - teacher.exponent))
@@ -154,7 +168,7 @@ def _mean_effect(lists: pa.ChunkedArray, effect: np.ndarray) -> np.ndarray:
 
 
 def _power_law(teacher: Teacher, name: str, numbers: np.ndarray, size: int) -> np.ndarray:
-    """Ids 0 to size - 1, int64: the continuous power law on [1, size + 1), rounded down."""
+    """Returns ids from 0 to size - 1, int64: draws of the continuous power law on [1, size + 1), rounded down."""
     power = 1 - teacher.exponent
     quantile = 1 - _uniform(teacher, name, numbers) * (1 - (1.0 + size) ** power)
     return np.minimum(quantile ** (1 / power) - 1, size - 1).astype(np.int64)
@@ -168,7 +182,7 @@ def _lists(teacher: Teacher, name: str, numbers: np.ndarray, size: int) -> pa.Li
 
 
 def _normal(teacher: Teacher, name: str, numbers: np.ndarray) -> np.ndarray:
-    """Near normal, mean 0, variance 1: the sum of four uniform 16-bit numbers, cheaper than logarithms."""
+    """Returns nearly normal numbers with mean 0 and variance 1: sums of four uniform 16-bit numbers, cheaper than logarithms."""
     bits = _bits(teacher, name, numbers)
     total = np.zeros(len(bits))
     for shift in (0, 16, 32, 48):
@@ -181,7 +195,7 @@ def _uniform(teacher: Teacher, name: str, numbers: np.ndarray) -> np.ndarray:
 
 
 def _bits(teacher: Teacher, name: str, numbers: np.ndarray) -> np.ndarray:
-    """64 random bits for each row number: splitmix64 (Steele et al. 2014) from a start that seed and name decide."""
+    """Returns 64 random bits for each row number: splitmix64 (Steele et al. 2014) from a start that depends on seed and name."""
     key = int.from_bytes(hashlib.blake2b(f"{teacher.seed} {name}".encode(), digest_size=8).digest(), "little")
     bits = numbers * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):

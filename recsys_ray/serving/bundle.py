@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from recsys_ray.config import TrainConfig
 from recsys_ray.config.serialization import from_json
-from recsys_ray.data.blocks.records import to_block
+from recsys_ray.data.blocks.packing import to_block
 from recsys_ray.data.dataset.tables import load_vocabularies
 from recsys_ray.data.transform import Vocabularies, transform
 from recsys_ray.models.registry import build_task, model_config, model_name

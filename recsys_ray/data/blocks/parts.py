@@ -1,8 +1,8 @@
-"""Rows -> MDS row blocks, in parts that tasks write in parallel, with each row in exactly one block.
+"""The parallel writer of row blocks: tasks write parts, the driver commits them, and each row ends up in exactly one block.
 
-Every attempt of a write task writes into a folder of its own, and only the folders of attempts that succeeded are kept, so a
-retried task leaves no duplicate. The rows that do not fill a block travel back with the task's result, and the driver packs
-them: every block of a split is full but its last. `index.json` of each split is merged and written last.
+Every attempt of a write task writes into a folder of its own, and only the folders of attempts that succeeded are kept, so that
+a retried task leaves no duplicates. The rows that do not fill a block travel back with the task's result and the driver packs
+them: every block of a split is full but its last. The `index.json` of each split is merged and written last.
 """
 
 from __future__ import annotations
@@ -19,66 +19,71 @@ import pyarrow.compute as pc
 
 from recsys_ray.columns import ROW_HASH, SPLIT_COLUMN, SPLITS
 from recsys_ray.compat.streaming_compat import merge_index
-from recsys_ray.data.blocks.layout import cut
-from recsys_ray.data.blocks.records import unpacked
+from recsys_ray.data.blocks.layout import split_block
+from recsys_ray.data.blocks.packing import unpack_rows
 from recsys_ray.data.blocks.writer import BlockWriter
-from recsys_ray.data.dataset.directory import remove_folder
-from recsys_ray.data.sources.source import hash_sum
+from recsys_ray.data.dataset.atomic_folder import remove_folder
+from recsys_ray.data.sources.table import row_hash_sum
 
 COMPRESSION = "zstd:1"
-"""Of ids and numbers, higher levels save next to nothing: 3 takes 40 % longer than 1 for 0.5 % fewer bytes."""
+"""Higher levels save next to nothing on ids and numbers: level 3 takes 40 % longer than level 1 for 0.5 % fewer bytes."""
 SHARD_BYTES = 1 << 26
+"""The largest size of a shard file before compression."""
 MIN_ROWS_PER_PART = 1 << 16
 PART_BYTES = 1 << 27
 
 
 @dataclass
-class PartWritten:
-    """What one write task reports: its folder, the sum of its rows' hashes, rows by split, and those too few to fill a block."""
+class PartReport:
+    """The result of one write task, sent to the driver."""
 
     folder: str
     hash_sum: int
+    """The `row_hash_sum` of all its rows."""
     rows: dict[str, int] = field(default_factory=dict)
+    """The number of rows in the task's full blocks, by split."""
     leftover: dict[str, pa.Table] = field(default_factory=dict)
+    """The packed rows that do not fill a block, by split."""
 
 
 @dataclass(frozen=True)
-class Written:
+class CommitReport:
+    """What was written in all: the rows of each split, and the `row_hash_sum` over all of them."""
+
     rows: dict[str, int]
-    """Of each split."""
     hash_sum: int
 
 
 @dataclass(frozen=True)
 class PartWriter:
-    """Writes packed rows with a SPLIT_COLUMN and ROW_HASH into `root`/train, validation and test, as blocks with the MDS
-    `columns`."""
+    """A writer of packed rows with SPLIT_COLUMN and ROW_HASH into the folders `root`/train, validation and test."""
 
     root: Path
     columns: dict[str, str]
+    """The MDS encoding of each column, see `mds_columns`."""
     block_rows: int
     part_rows: int
-    """What a task can hold, about."""
+    """About how many rows a task can hold."""
 
     def start(self) -> None:
-        """On the driver, before any task writes."""
+        """Creates the folders of the splits. Called on the driver, before any task writes."""
         for split in SPLITS:
             (self.root / split).mkdir()
 
-    def write(self, table: pa.Table, number: int) -> PartWritten:
-        """In a task, which may be one of several attempts: the rows of part `number`, shuffled."""
-        part = PartWritten(f"part-{number:05d}-{uuid.uuid4().hex[:8]}", hash_sum(table))
+    def write(self, table: pa.Table, number: int) -> PartReport:
+        """Writes the shuffled rows of part `number`. Called in a task, which may be one of several attempts."""
+        part = PartReport(f"part-{number:05d}-{uuid.uuid4().hex[:8]}", row_hash_sum(table))
         for index, split in enumerate(SPLITS):
             rows = table.filter(pc.equal(table[SPLIT_COLUMN], index)).drop_columns([SPLIT_COLUMN, ROW_HASH])
             whole = rows.num_rows - rows.num_rows % self.block_rows
             if whole:
                 self._write_blocks(self.root / split / part.folder, rows.slice(0, whole))
-            # A slice would take all rows along when it is sent to the driver.
+            # take, not slice: a slice would carry all rows along to the driver.
             part.rows[split], part.leftover[split] = whole, rows.take(np.arange(whole, rows.num_rows))
         return part
 
-    def commit(self, parts: list[PartWritten]) -> Written:
-        """On the driver, with one report for each part."""
+    def commit(self, parts: list[PartReport]) -> CommitReport:
+        """Writes the leftover rows and the index of each split, and removes other folders. Called on the driver."""
         parts, rows = sorted(parts, key=lambda part: part.folder), {}
         for split in SPLITS:
             folders = [part.folder for part in parts if part.rows[split]]
@@ -89,10 +94,10 @@ class PartWriter:
                 self._write_blocks(self.root / split / "part-leftover", leftover.take(order))
                 folders.append("part-leftover")
             _commit_split(self.root / split, folders)
-        return Written(rows, sum(part.hash_sum for part in parts) % 2**64)
+        return CommitReport(rows, sum(part.hash_sum for part in parts) % 2**64)
 
     def _write_blocks(self, folder: Path, rows: pa.Table) -> None:
-        # Not with its parents: a task that outlives an interrupted preparation must not bring back the folder it removed.
+        # No parents=True: a task that outlives an interrupted preparation must not recreate the folder that was removed.
         try:
             folder.mkdir()
         except FileNotFoundError as error:
@@ -101,12 +106,12 @@ class PartWriter:
         with BlockWriter(
             out=str(folder), columns=self.columns, compression=COMPRESSION, hashes=["xxh64"], size_limit=SHARD_BYTES
         ) as writer:
-            for block in cut(unpacked(rows, self.columns), self.block_rows):
+            for block in split_block(unpack_rows(rows, self.columns), self.block_rows):
                 writer.write(block)
 
 
 def rows_per_part(rows: int, size: int) -> int:
-    """For rows of `size` bytes together."""
+    """Returns how many rows a part may have, where `rows` rows take `size` bytes in memory."""
     return max(MIN_ROWS_PER_PART, rows * PART_BYTES // max(size, 1))
 
 
@@ -117,7 +122,7 @@ def _commit_split(root: Path, folders: list[str]) -> None:
     if not folders:
         remove_folder(root)
     else:
-        # merge_index warns of the temporary folder it uses and of the target folder being there, as it must be.
+        # merge_index warns about the temporary folder it uses, and that the target folder exists, as it must.
         logging.disable(logging.WARNING)
         merge_index([str(root / folder / "index.json") for folder in folders], str(root))
         logging.disable(logging.NOTSET)

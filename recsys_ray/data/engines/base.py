@@ -1,5 +1,8 @@
-"""What preparation asks of the engine that reads, shuffles and writes, and the table of engines. An adapter is imported only when
-its engine is asked for; everything else here is pure functions of Arrow tables, which both engines run alike."""
+"""The engine protocol: what preparation asks of Ray Data or Spark, and the table from which an engine is opened by name.
+
+An adapter is imported only when its engine is asked for. Everything else in preparation is functions of Arrow tables, which both
+engines run in their tasks.
+"""
 
 from __future__ import annotations
 
@@ -12,44 +15,54 @@ from typing import Any, Literal, Protocol, TypeVar
 import pyarrow as pa
 
 from recsys_ray.command_line import JobError
-from recsys_ray.data.blocks.parts import PartWriter, PartWritten
-from recsys_ray.data.sources.source import Rows, Table
+from recsys_ray.data.blocks.parts import PartReport, PartWriter
+from recsys_ray.data.sources.table import InputTable, PassInput
 
-ENGINES = {"ray": "recsys_ray.data.engines.ray_data", "spark": "recsys_ray.data.engines.spark.engine"}
-PACKAGES = {"ray": "ray", "spark": "pyspark"}
+ENGINE_MODULES = {"ray": "recsys_ray.data.engines.ray_data", "spark": "recsys_ray.data.engines.spark.engine"}
+ENGINE_PACKAGES = {"ray": "ray", "spark": "pyspark"}
 T = TypeVar("T")
 
 
 class EngineFailed(JobError):
-    """The engine, not the input, is at fault: its cluster is gone, out of memory, or cannot be started."""
+    """An error of the engine rather than of the input: its cluster is lost, out of memory, or does not start."""
 
 
 class Engine(Protocol):
-    """Functions given to it run in tasks on a cluster, on tables of as many rows as fit a task well. What they raise is raised
-    here. A task may run more than once; its results count once."""
+    """A cluster that runs functions of Arrow tables in tasks, on tables of as many rows as fit a task well.
 
-    def open_table(self, name: str) -> Table:
-        """A table or view of Spark's. Raises ValueError where there is none."""
+    What these functions raise is raised by the methods here. A task may run more than once; its results count once.
+    """
 
-    def share(self, value: T) -> Callable[[], T]:
-        """Hands `value` to all tasks, once; they call what this returns."""
+    def open_table(self, name: str) -> InputTable:
+        """Opens a table or view of Spark. Raises ValueError when there is none."""
 
-    def reduce(self, rows: Rows, measure: Callable[[pa.Table], T], merge: Callable[[T, T], T]) -> T:
-        """`measure` of every table of rows, merged, in any order."""
+    def broadcast(self, value: T) -> Callable[[], T]:
+        """Sends `value` to all tasks once; tasks call the returned function to get it."""
 
-    def write_parts(self, rows: Rows, encode: Callable[[pa.Table], pa.Table], writer: PartWriter, seed: int) -> list[PartWritten]:
-        """Encodes the rows, shuffles them globally (encoded rows keep their ROW_HASH, to shuffle by) and writes them in parts."""
+    def reduce(self, rows: PassInput, measure: Callable[[pa.Table], T], merge: Callable[[T, T], T]) -> T:
+        """Returns the merged results of `measure` for every table of rows, in any order."""
 
-    def write_parquet(self, rows: Rows, keep: Callable[[pa.Table], pa.Table], folder: Path) -> None:
-        """Parquet files of what `keep` returns."""
+    def write_parts(
+        self, rows: PassInput, encode: Callable[[pa.Table], pa.Table], writer: PartWriter, seed: int
+    ) -> list[PartReport]:
+        """Encodes the rows, shuffles them globally and writes them in parts.
+
+        Encoded rows keep their ROW_HASH, by which an engine may shuffle them.
+        """
+
+    def write_parquet(self, rows: PassInput, keep: Callable[[pa.Table], pa.Table], folder: Path) -> None:
+        """Writes the rows that `keep` returns as Parquet files in `folder`."""
 
 
 def open_engine(name: Literal["ray", "spark"]) -> AbstractContextManager[Engine]:
-    """The engine, which finds its cluster, or starts one, when it is first used. Raises ValueError when it is not installed."""
+    """Returns the engine, which connects to its cluster, or starts one, when it is first used.
+
+    Raises ValueError when it is not installed.
+    """
     try:
-        adapter: Any = import_module(ENGINES[name])
+        adapter: Any = import_module(ENGINE_MODULES[name])
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != PACKAGES[name]:
+        if (error.name or "").partition(".")[0] != ENGINE_PACKAGES[name]:
             raise
-        raise ValueError(f"--engine {name} wants {PACKAGES[name]}: pip install 'recsys-ray[{name}]'") from error
+        raise ValueError(f"--engine {name} wants {ENGINE_PACKAGES[name]}: pip install 'recsys-ray[{name}]'") from error
     return adapter.engine()

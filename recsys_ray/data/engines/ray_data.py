@@ -1,4 +1,4 @@
-"""Preparation on Ray Data: on the cluster this process is connected to, or on a Ray of its own on this machine."""
+"""The Ray Data engine: preparation on the cluster this process is connected to, or on a Ray of its own on this machine."""
 
 from __future__ import annotations
 
@@ -21,55 +21,89 @@ from ray.data.block import BlockAccessor
 from ray.data.datasource.datasink import WriteResult
 from ray.exceptions import RayError
 
-from recsys_ray.data.blocks.parts import MIN_ROWS_PER_PART, PartWriter, PartWritten
+from recsys_ray.data.blocks.parts import MIN_ROWS_PER_PART, PartReport, PartWriter
 from recsys_ray.data.engines.base import EngineFailed
 from recsys_ray.data.sources.parquet_files import ParquetFiles
-from recsys_ray.data.sources.source import Rows, Table
+from recsys_ray.data.sources.table import InputTable, PassInput
 from recsys_ray.host_memory import keep_freed_memory
 
-MAX_ROWS_PER_TASK = 1 << 18
+MAX_ROWS_PER_RAY_TASK = 1 << 18
 T = TypeVar("T")
 
 
 class RayEngine:
-    def open_table(self, name: str) -> Table:
+    """An Engine on Ray Data, which reads Parquet but no tables of Spark."""
+
+    def open_table(self, name: str) -> InputTable:
+        """Raises ValueError: Ray Data has no catalog of tables."""
         raise ValueError(f"table:{name} is a table of Spark's: add --engine spark")
 
-    def share(self, value: T) -> Callable[[], T]:
-        _connect()
+    def broadcast(self, value: T) -> Callable[[], T]:
+        """Puts `value` into Ray's object store and returns a function that gets it there."""
+        _ensure_ray()
         reference = ray.put(value)
         return lambda: ray.get(reference)
 
-    def reduce(self, rows: Rows, measure: Callable[[pa.Table], T], merge: Callable[[T, T], T]) -> T:
+    def reduce(self, rows: PassInput, measure: Callable[[pa.Table], T], merge: Callable[[T, T], T]) -> T:
+        """Returns the merged results of `measure` for every table of rows; the driver merges them."""
+
         def report(batch: pa.Table) -> pa.Table:
             return pa.table({"result": pa.array([pickle.dumps(measure(batch))], pa.large_binary())})
 
-        with _quiet():
-            return functools.reduce(merge, (pickle.loads(row["result"]) for row in _mapped(rows, report).iter_rows()))
+        with _ray_data_settings():
+            return functools.reduce(merge, (pickle.loads(row["result"]) for row in _map_batches(rows, report).iter_rows()))
 
-    def write_parts(self, rows: Rows, encode: Callable[[pa.Table], pa.Table], writer: PartWriter, seed: int) -> list[PartWritten]:
+    def write_parts(
+        self, rows: PassInput, encode: Callable[[pa.Table], pa.Table], writer: PartWriter, seed: int
+    ) -> list[PartReport]:
+        """Encodes the rows, shuffles them by Ray Data's random_shuffle and writes them in parts."""
         datasink = MDSDatasink(writer)
-        with _quiet():
-            _mapped(rows, encode).random_shuffle(seed=seed).write_datasink(datasink)
+        with _ray_data_settings():
+            _map_batches(rows, encode).random_shuffle(seed=seed).write_datasink(datasink)
         return datasink.parts
 
-    def write_parquet(self, rows: Rows, keep: Callable[[pa.Table], pa.Table], folder: Path) -> None:
-        with _quiet():
-            _mapped(rows, keep).write_parquet(str(folder))
+    def write_parquet(self, rows: PassInput, keep: Callable[[pa.Table], pa.Table], folder: Path) -> None:
+        """Writes the rows that `keep` returns as Parquet files in `folder`."""
+        with _ray_data_settings():
+            _map_batches(rows, keep).write_parquet(str(folder))
 
 
 @contextmanager
 def engine() -> Iterator[RayEngine]:
+    """Yields the engine; a Ray that it starts lives as long as this process."""
     yield RayEngine()
 
 
-def _connect() -> None:
+class MDSDatasink(Datasink[PartReport]):
+    """A Ray Data sink that writes row blocks with a PartWriter and collects the reports of its tasks in `parts`."""
+
+    def __init__(self, writer: PartWriter) -> None:
+        self._writer = writer
+        self.parts: list[PartReport] = []
+
+    @property
+    def min_rows_per_write(self) -> int:
+        """The number of rows below which Ray Data gives a write task more blocks."""
+        return MIN_ROWS_PER_PART
+
+    def write(self, blocks: Iterable[RayBlock], ctx: TaskContext) -> PartReport:
+        """Writes the blocks of one write task as one part."""
+        table = pa.concat_tables([BlockAccessor.for_block(block).to_arrow() for block in blocks])
+        return self._writer.write(table, ctx.task_idx)
+
+    def on_write_complete(self, write_result: WriteResult[PartReport]) -> None:
+        """Keeps the reports of the attempts that succeeded."""
+        self.parts = write_result.write_returns
+
+
+def _ensure_ray() -> None:
     if not ray.is_initialized():
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
 
 
-def _mapped(rows: Rows, function: Callable[[pa.Table], pa.Table]) -> ray.data.Dataset:
-    _connect()
+def _map_batches(rows: PassInput, function: Callable[[pa.Table], pa.Table]) -> ray.data.Dataset:
+    """Reads and joins the rows and applies `function` to each batch, in the tasks that read them."""
+    _ensure_ray()
     assert isinstance(rows.table, ParquetFiles)
     read = ray.data.read_parquet(
         list(rows.table.paths),
@@ -78,7 +112,7 @@ def _mapped(rows: Rows, function: Callable[[pa.Table], pa.Table]) -> ray.data.Da
         include_row_hash=True,
         partitioning=None,
         file_extensions=None,
-        override_num_blocks=_tasks(rows.table),
+        override_num_blocks=_read_tasks(rows.table),
     )
 
     def joined(batch: pa.Table) -> pa.Table:
@@ -88,42 +122,25 @@ def _mapped(rows: Rows, function: Callable[[pa.Table], pa.Table]) -> ray.data.Da
     return read.map_batches(joined, batch_format="pyarrow", batch_size=None)
 
 
-def _tasks(files: ParquetFiles) -> int:
-    """Read and write tasks, as many for each core where there are rows enough. Ray Data would make 200 at least, of which each
-    costs it 30 ms, and shuffle every piece of each."""
+def _read_tasks(files: ParquetFiles) -> int:
+    """Returns the number of read and write tasks, equally many per core when there are enough rows.
+
+    Ray Data would start at least 200, at 30 ms each, and shuffle every piece of each.
+    """
     cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    rounds = max(2, -(-files.rows // (MAX_ROWS_PER_TASK * cores)))
+    rounds = max(2, -(-files.rows // (MAX_ROWS_PER_RAY_TASK * cores)))
     return max(1, min(rounds * cores, files.rows // MIN_ROWS_PER_PART))
 
 
-class MDSDatasink(Datasink[PartWritten]):
-    """`parts` holds the reports of the write tasks at the end."""
-
-    def __init__(self, writer: PartWriter) -> None:
-        self._writer = writer
-        self.parts: list[PartWritten] = []
-
-    @property
-    def min_rows_per_write(self) -> int:
-        return MIN_ROWS_PER_PART
-
-    def write(self, blocks: Iterable[RayBlock], ctx: TaskContext) -> PartWritten:
-        table = pa.concat_tables([BlockAccessor.for_block(block).to_arrow() for block in blocks])
-        return self._writer.write(table, ctx.task_idx)
-
-    def on_write_complete(self, write_result: WriteResult[PartWritten]) -> None:
-        self.parts = write_result.write_returns
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Around a Ray Data pipeline; an error raised in one of its tasks comes back as itself.
+def _ray_data_settings() -> Iterator[None]:
+    """Sets Ray Data up for the pipeline in the body, and raises an error of one of its tasks as itself.
 
-    Ray Data draws its bars on a terminal; in a log file its lines every few seconds would drown ours, one a stage. Nor may it
-    log a traceback of every failure: it is raised anyway. Its newer reader (v2, the default in Ray 2.60) starts actors for every
-    read, 3 seconds of a core each, and puts small files into one block, so that one writer writes all: 2,000 rows took 22 s
-    rather than 3, a million 13 s rather than 4. And what it reserves for operators that run beside one another leaves half of a
-    host of two cores idle: ours run one after the other.
+    Progress bars are drawn on a terminal only: in a log file their lines every few seconds would drown ours. Failures are not
+    logged, since they are raised. The newer reader (v2, the default in Ray 2.60) starts actors for every read, 3 seconds of a
+    core each, and puts small files into one block, so that one writer writes all: 2,000 rows took 22 s rather than 3, a
+    million 13 s rather than 4. Resources reserved for concurrent operators would leave half of a host of two cores idle: our
+    operators run one after the other.
     """
     settings = {
         "use_datasource_v2": False,
@@ -134,16 +151,16 @@ def _quiet() -> Iterator[None]:
     level, before = logger.level, {name: getattr(context, name) for name in settings}
     logger.setLevel(logging.CRITICAL)
     try:
-        _set(context, settings)
+        _set_attributes(context, settings)
         yield
     except RayError as error:
         raise _root_cause(error) from error
     finally:
         logger.setLevel(level)
-        _set(context, before)
+        _set_attributes(context, before)
 
 
-def _set(context: ray.data.DataContext, settings: dict[str, bool]) -> None:
+def _set_attributes(context: ray.data.DataContext, settings: dict[str, bool]) -> None:
     for name, value in settings.items():
         setattr(context, name, value)
 

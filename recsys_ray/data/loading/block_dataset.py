@@ -20,7 +20,7 @@ from recsys_ray.compat.streaming_compat import (
     generate_work_random_batching,
     get_partitions,
 )
-from recsys_ray.data.blocks.reader import Sample
+from recsys_ray.data.blocks.reader import EncodedBlock
 from recsys_ray.data.loading.batch_order import (
     EMPTY,
     Ids,
@@ -42,7 +42,7 @@ SINGLE_WORKER = StreamingWorld(num_nodes=1, ranks_per_node=1, workers_per_rank=1
 class AssignedBlock(NamedTuple):
     """A block as one slot of a batch holds it."""
 
-    block: Sample
+    block: EncodedBlock
     counts: bool
     """False where an earlier slot of the epoch holds the same block."""
 

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from recsys_ray.columns import ROW_WEIGHT, Columns
 from recsys_ray.config import DataConfig
-from recsys_ray.data.blocks.reader import Concatenation
+from recsys_ray.data.blocks.collator import BlockCollator
 from recsys_ray.data.loading.block_dataset import AssignedBlock, BlockDataset
 from recsys_ray.data.loading.cache_janitor import note_shared_memory
 
@@ -104,7 +104,7 @@ class BlockStream:
             num_workers=workers,
             # Without one the loader would draw from the model's generator, for dropout: once an epoch and again after a resume.
             generator=torch.Generator(),
-            collate_fn=partial(_collate, Concatenation.of(self._dataset.shards[0], layout.block_rows)),
+            collate_fn=partial(_collate, BlockCollator.of(self._dataset.shards[0], layout.block_rows)),
             persistent_workers=workers > 0,
             multiprocessing_context="forkserver" if workers else None,
         )
@@ -165,9 +165,9 @@ def _start_forkserver() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def _collate(concatenation: Concatenation, blocks: list[AssignedBlock]) -> Columns:
+def _collate(collator: BlockCollator, blocks: list[AssignedBlock]) -> Columns:
     """Returns the blocks' columns, and as ROW_WEIGHT 1 for each row that counts and 0 for repeats and padding."""
-    columns, rows = concatenation([block for block, _ in blocks])
+    columns, rows = collator([block for block, _ in blocks])
     counted = rows * np.array([counts for _, counts in blocks])
-    columns[ROW_WEIGHT] = (np.arange(concatenation.block_rows) < counted[:, None]).ravel().astype(np.float32)
+    columns[ROW_WEIGHT] = (np.arange(collator.block_rows) < counted[:, None]).ravel().astype(np.float32)
     return {name: torch.from_numpy(values) for name, values in columns.items()}

@@ -1,6 +1,6 @@
-"""Sums without rounding: a mean is the same to the last bit however an engine cuts the rows into batches, and in any order.
+"""Sums without rounding, so that a mean is the same to the last bit in whatever batches, and in whatever order, rows come.
 
-The sums of float64 numbers and of their squares are kept as fractions of whole numbers; about 50 ns a number.
+The sums of float64 numbers and of their squares are kept as fractions of whole numbers, at about 50 ns a number.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from fractions import Fraction
 import numpy as np
 
 SLICE_BITS = 26
-"""Bits summed at a time: 2^27 of such whole numbers, more than a batch ever has, add up in a float64 without rounding."""
+"""Bits summed at a time: 2^27 whole numbers of this size, more than a batch has, add up in a float64 without rounding."""
 SMALLEST_EXPONENT = -1074
+"""The exponent of the smallest positive float64."""
 SPLITTER = float(2**27 + 1)
+"""Multiplying by it splits a float64 into a high and a low half of its bits (Dekker 1971)."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of a set of numbers; those of two sets add up."""
+    """The count, sum and sum of squares of a set of numbers; the moments of two sets add up."""
 
     count: int = 0
     total: Fraction = Fraction(0)
@@ -30,23 +32,27 @@ class Moments:
 
     @property
     def mean(self) -> float:
+        """The mean; 0 of no numbers."""
         return float(self.total / max(self.count, 1))
 
     @property
     def std(self) -> float:
-        """Population standard deviation; right also where it is far smaller than the mean, as in years or Unix times."""
+        """The population standard deviation, correct even when far smaller than the mean, as for years or Unix times."""
         count = max(self.count, 1)
         return math.sqrt(max((self.squares - self.total**2 / count) / count, Fraction(0)))
 
 
 def moments_of(values: np.ndarray) -> Moments:
-    """`values`: float64, finite, below 2^500 in size."""
+    """Returns the moments of float64 numbers, which must be finite and smaller than 2^500 in size."""
     squares, rest = _squares(values)
     return Moments(len(values), exact_sum(values), exact_sum(squares) + exact_sum(rest))
 
 
 def exact_sum(values: np.ndarray) -> Fraction:
-    """Cuts the numbers into slices of SLICE_BITS from the largest down; the sum of a slice is exact, and so is what is left."""
+    """Returns the exact sum of float64 numbers.
+
+    Cuts the bits of all numbers into slices of SLICE_BITS from the largest down; the sum of a slice is exact, and so is the rest.
+    """
     total = Fraction(0)
     while largest := float(np.abs(values).max(initial=0.0)):
         exponent = max(math.frexp(largest)[1] - SLICE_BITS, SMALLEST_EXPONENT)
@@ -57,7 +63,7 @@ def exact_sum(values: np.ndarray) -> Fraction:
 
 
 def _squares(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The squares as float64, and what rounding took from them (Dekker 1971)."""
+    """Returns the squares as float64, and the errors of rounding them (Dekker 1971)."""
     squares = values * values
     scaled = values * SPLITTER
     high = scaled - (scaled - values)

@@ -1,4 +1,4 @@
-"""The passes over the rows of one preparation. Each is a pure function of Arrow tables, run by the engine in its tasks."""
+"""The passes over the rows of one preparation; each runs functions of Arrow tables in the tasks of the engine."""
 
 from __future__ import annotations
 
@@ -8,80 +8,116 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from recsys_ray.columns import ROW_HASH, SPLIT_COLUMN
-from recsys_ray.data.blocks.parts import PartWriter, Written
-from recsys_ray.data.blocks.records import packed
+from recsys_ray.columns import ROW_HASH, SPLIT_COLUMN, SPLITS
+from recsys_ray.data.blocks.packing import pack_rows
+from recsys_ray.data.blocks.parts import CommitReport, PartWriter
+from recsys_ray.data.dataset.tables import item_columns
 from recsys_ray.data.engines.base import Engine
-from recsys_ray.data.prepare.catalogue import item_columns, items_of, merged_items
-from recsys_ray.data.prepare.leave_one_out import HeldOut, LatestRows, latest_rows
-from recsys_ray.data.prepare.profile import PerRow, Profile, profile_batch
+from recsys_ray.data.prepare.catalogue import distinct_items, merge_items
+from recsys_ray.data.prepare.leave_one_out import HeldOutRows, LatestRows, latest_rows
+from recsys_ray.data.prepare.profile import Profile, profile_batch
 from recsys_ray.data.prepare.splits import RowRules
-from recsys_ray.data.prepare.statistics import NO_COUNTS, Earlier, Fitted, Measured, completed, measure, wants_fitting
-from recsys_ray.data.sources.source import Rows, Source
+from recsys_ray.data.prepare.statistics import (
+    NO_COUNTS,
+    BatchStatistics,
+    KeptStatistics,
+    Statistics,
+    complete_statistics,
+    measure_batch,
+    needs_statistics,
+)
+from recsys_ray.data.sources.source import Source
+from recsys_ray.data.sources.table import PassInput
 from recsys_ray.data.transform import transform
 from recsys_ray.schema import Categorical
 
 
 @dataclass(frozen=True)
 class Passes:
+    """The passes of one preparation: what they read, the rules for its rows, and the engine that runs them."""
+
     engine: Engine
     source: Source
     rules: RowRules
 
     def profile(self) -> Profile:
-        profile = partial(profile_batch, schema=self.rules.schema, faults=self.rules.faults)
-        return self.engine.reduce(self._rows(), profile, Profile.merge)
+        """Returns the profile of all rows."""
+        rules = self.rules
 
-    def held_out(self) -> HeldOut:
-        """The rows that the leave-one-out split takes from training."""
-        latest = partial(latest_rows, schema=self.rules.schema, faults=self.rules.faults)
+        def profiled(batch: pa.Table) -> Profile:
+            return profile_batch(batch, rules.schema, rules.faults(batch))
+
+        return self.engine.reduce(self._rows(), profiled, Profile.merge)
+
+    def held_out(self) -> HeldOutRows:
+        """Returns the rows that the leave-one-out split takes from training."""
+        rules = self.rules
+
+        def latest(batch: pa.Table) -> LatestRows:
+            return latest_rows(_good_rows(batch, rules), rules.schema)
+
         return self.engine.reduce(self._rows(), latest, LatestRows.merge).held_out()
 
-    def fit(self, earlier: Earlier) -> Fitted:
-        """Of good training rows alone, and what is kept of `earlier`. No pass where the schema asks for nothing to measure."""
-        if not wants_fitting(self.rules.schema):
-            return Fitted(self.rules.schema, {}, NO_COUNTS)
-        fit = partial(measure, schema=self.rules.schema, faults=self.rules.faults, split_of=self.rules.splits)
-        return completed(self.rules.schema, self.engine.reduce(self._rows(), fit, Measured.merge), earlier)
+    def statistics(self, kept: KeptStatistics) -> Statistics:
+        """Returns the statistics of good training rows, with what is kept of an earlier dataset.
+
+        Reads nothing when the schema needs no statistics.
+        """
+        rules = self.rules
+        if not needs_statistics(rules.schema):
+            return Statistics(rules.schema, {}, NO_COUNTS)
+
+        def measured(batch: pa.Table) -> BatchStatistics:
+            return measure_batch(_training_rows(batch, rules), rules.schema)
+
+        return complete_statistics(rules.schema, self.engine.reduce(self._rows(), measured, BatchStatistics.merge), kept)
 
     def items(self, key: Categorical) -> pa.Table:
-        """The items of the good rows, with their columns."""
-        names, faults = item_columns(self.rules.schema), self.rules.faults
+        """Returns the items of the good rows, with their raw columns."""
+        rules, names = self.rules, item_columns(self.rules.schema)
 
         def found(batch: pa.Table) -> pa.Table:
-            return items_of(_good(batch, faults), names, key)
+            return distinct_items(_good_rows(batch, rules), names, key)
 
-        items = self.engine.reduce(self._rows(), found, partial(merged_items, key))
+        items = self.engine.reduce(self._rows(), found, partial(merge_items, key))
         return items.drop_columns([ROW_HASH])
 
-    def write_blocks(self, fitted: Fitted, writer: PartWriter) -> Written:
-        rules, schema, known = self.rules, fitted.schema, self.engine.share(fitted.vocabularies)
+    def write_blocks(self, statistics: Statistics, writer: PartWriter) -> CommitReport:
+        """Transforms the good rows, shuffles them globally and writes them as row blocks of their split."""
+        rules, schema = self.rules, statistics.schema
+        vocabularies = self.engine.broadcast(statistics.vocabularies)
 
         def encode(batch: pa.Table) -> pa.Table:
-            batch = _good(batch, rules.faults)
-            encoded = packed(transform(batch, schema, known()), writer.columns)
+            batch = _good_rows(batch, rules)
+            encoded = pack_rows(transform(batch, schema, vocabularies()), writer.columns)
             encoded = encoded.append_column(SPLIT_COLUMN, pa.array(rules.splits(batch), pa.uint8()))
             return encoded.append_column(ROW_HASH, batch[ROW_HASH])
 
         writer.start()
         return writer.commit(self.engine.write_parts(self._rows(), encode, writer, rules.seed))
 
-    def set_bad_rows_aside(self, folder: Path) -> None:
-        faults = self.rules.faults
+    def write_bad_rows(self, folder: Path) -> None:
+        """Writes the bad rows as Parquet, with all columns of the source and the reason."""
+        rules = self.rules
 
         def keep_bad(batch: pa.Table) -> pa.Table:
-            reasons = faults(batch)
+            reasons = rules.faults(batch)
             bad = reasons != None  # noqa: E711
             kept = batch.filter(pa.array(bad)).drop_columns([ROW_HASH])
             return kept.append_column("reason", pa.array(reasons[bad].tolist(), pa.string()))
 
-        rows = self.source.rows(self.source.arrow_schema.names, self.engine.share)
+        rows = self.source.pass_input(self.source.arrow_schema.names, self.engine.broadcast)
         self.engine.write_parquet(rows, keep_bad, folder)
 
-    def _rows(self) -> Rows:
-        return self.source.rows(self.rules.columns, self.engine.share)
+    def _rows(self) -> PassInput:
+        return self.source.pass_input(self.rules.columns, self.engine.broadcast)
 
 
-def _good(batch: pa.Table, faults: PerRow) -> pa.Table:
-    good = faults(batch) == None  # noqa: E711
+def _good_rows(batch: pa.Table, rules: RowRules) -> pa.Table:
+    good = rules.faults(batch) == None  # noqa: E711
     return batch if good.all() else batch.filter(pa.array(good))
+
+
+def _training_rows(batch: pa.Table, rules: RowRules) -> pa.Table:
+    good = _good_rows(batch, rules)
+    return good.filter(pa.array(rules.splits(good) == SPLITS.index("train")))

@@ -1,7 +1,8 @@
-"""The preparation pipeline: Parquet or a Spark table -> dataset directory, on Ray Data or Spark. Run it by jobs/prepare_data.py.
+"""The preparation pipeline from Parquet or a Spark table to a dataset directory, run by jobs/prepare_data.py.
 
-Passes over the rows: profile (faults, missing rates, cardinalities), fit (means and vocabularies, only where the schema wants
-them), write (transform, shuffle globally, pack into row blocks), and, only where rows were bad, one that sets them aside.
+`prepare` opens the inputs, checks them against the schema, and returns at once when the output is up to date with them. Otherwise
+it runs the stages of `stages.py`, which run the passes of `passes.py` on Ray Data or Spark. `dataset_for` prepares the data of a
+training job.
 """
 
 from __future__ import annotations
@@ -10,63 +11,43 @@ import dataclasses
 import json
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from recsys_ray.columns import SPLITS
 from recsys_ray.config import DataConfig, PrepareConfig
-from recsys_ray.data.blocks.layout import mds_columns
-from recsys_ray.data.blocks.parts import PartWriter, rows_per_part
-from recsys_ray.data.dataset.directory import SUMMARY, DatasetDirectory, staged
-from recsys_ray.data.dataset.tables import write_catalogue, write_vocabularies
+from recsys_ray.data.dataset.atomic_folder import replaced_atomically
+from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.engines.base import Engine, open_engine
-from recsys_ray.data.prepare.catalogue import absence, check_item_key, item_table, with_frequencies
+from recsys_ray.data.prepare.catalogue import check_item_key
+from recsys_ray.data.prepare.growth import EarlierDataset
 from recsys_ray.data.prepare.passes import Passes
-from recsys_ray.data.prepare.profile import Profile
-from recsys_ray.data.prepare.splits import RowRules, check_split, time_boundaries
-from recsys_ray.data.prepare.stages import check_complete, check_enough, clear_errors, run_stage
-from recsys_ray.data.prepare.statistics import NOTHING, Earlier, Fitted
+from recsys_ray.data.prepare.splits import RowRules, check_split
+from recsys_ray.data.prepare.stages import explained_io_errors, write_dataset
 from recsys_ray.data.sources.column_types import check_columns
-from recsys_ray.data.sources.source import TABLE, fingerprint, open_source
+from recsys_ray.data.sources.source import TABLE_PREFIX, Source, input_fingerprint, open_source
 from recsys_ray.schema import Schema
 
 
-def prepare(config: PrepareConfig, opened: AbstractContextManager[Engine] | None = None) -> DatasetDirectory:
-    """Writes `config.out`, or returns it as it is when it was prepared from the same inputs with the same settings.
+def prepare(config: PrepareConfig, engine: AbstractContextManager[Engine] | None = None) -> DatasetDirectory:
+    """Writes the dataset directory `config.out`, or returns it as it is when its inputs and settings are unchanged.
 
-    Runs on the engine that `config.engine` names, or on `opened` where that is given.
-    Raises ValueError or FileNotFoundError, naming file, column or flag, for input that cannot be prepared; FileExistsError
-    where `out` holds something else. Whatever goes wrong, `out` is left as it was.
+    Runs on `engine` when given, else on the engine that `config.engine` names.
+    Raises ValueError or FileNotFoundError, naming file, column or flag, for input that cannot be prepared; FileExistsError when
+    `out` holds something else. After any error `out` is as it was before.
     """
     out = _checked_out(config)
     schema = Schema.load(config.schema or schema_beside(config.parquet))
-    earlier = Earlier.open(config.grow_from, schema) if config.grow_from else NOTHING
-    with opened or open_engine(config.engine) as engine:
-        source = open_source(config, engine.open_table)
-        check_columns(schema, source.arrow_schema, config.parquet)
-        check_split(config.split, schema, source.arrow_schema, config.parquet)
-        check_item_key(source, schema)
-        if not source.interactions.rows:
-            raise ValueError(f"no rows: {config.parquet} has columns but is empty")
-        print_of_inputs = fingerprint(source, schema.to_json(), _settings(config, earlier))
-        if (existing := _existing(out, print_of_inputs, config.overwrite)) is not None:
-            print(f"{out} is up to date with its inputs ({print_of_inputs}): nothing to do")
+    earlier = EarlierDataset.open(config.grow_from, schema) if config.grow_from else EarlierDataset()
+    with engine or open_engine(config.engine) as opened:
+        source = open_source(config, opened.open_table)
+        _check_input(source, schema, config)
+        fingerprint = input_fingerprint(source, schema.to_json(), _settings(config, earlier))
+        if (existing := _existing(out, fingerprint, config.overwrite)) is not None:
+            print(f"{out} is up to date with its inputs ({fingerprint}): nothing to do")
             return existing
-        with staged(out) as staging, clear_errors(out, source):
-            passes = Passes(engine, source, RowRules(schema, config.split, config.seed))
-            _write_dataset(staging, config, passes, earlier, print_of_inputs)
+        passes = Passes(opened, source, RowRules(schema, config.split, config.seed))
+        with replaced_atomically(out) as folder, explained_io_errors(out, source):
+            write_dataset(folder, config, passes, earlier=earlier, fingerprint=fingerprint)
     return DatasetDirectory.open(out)
-
-
-def _checked_out(config: PrepareConfig) -> Path:
-    """Raises ValueError for paths that are missing or that would make the output an input of the next run."""
-    if not config.parquet or not config.out:
-        raise ValueError("wants --parquet, what to read, and --out, the dataset directory to write")
-    if "://" in config.out:
-        raise ValueError(f"--out {config.out} is a URL: wants a folder on a file system that all workers share (a mount)")
-    out = Path(config.out).absolute()
-    if Path(config.parquet).is_dir() and out.resolve().is_relative_to(Path(config.parquet).resolve()):
-        raise ValueError(f"--out {config.out} lies within --parquet {config.parquet}, which is read whole: put it elsewhere")
-    return out
 
 
 def dataset_for(data: DataConfig, out: str, engine: Literal["ray", "spark"]) -> Path:
@@ -83,9 +64,9 @@ def dataset_for(data: DataConfig, out: str, engine: Literal["ray", "spark"]) -> 
 
 
 def schema_beside(parquet: str) -> str:
-    """The schema.json in the same folder as the Parquet. Raises FileNotFoundError with the remedy."""
+    """Returns the path of the schema.json in the folder of the Parquet. Raises FileNotFoundError with the remedy."""
     folder = Path(parquet) if Path(parquet).is_dir() else Path(parquet).parent
-    for place in () if parquet.startswith(TABLE) else (folder, folder.parent):
+    for place in () if parquet.startswith(TABLE_PREFIX) else (folder, folder.parent):
         if (place / "schema.json").exists():
             return str(place / "schema.json")
     raise FileNotFoundError(
@@ -93,17 +74,45 @@ def schema_beside(parquet: str) -> str:
     )
 
 
-def _settings(config: PrepareConfig, earlier: Earlier) -> str:
-    """What, beside the files and whatever the engine, decides the result; `fingerprint` tells files apart."""
+def _checked_out(config: PrepareConfig) -> Path:
+    """Raises ValueError for paths that are missing or that would make the output an input of the next run."""
+    if not config.parquet or not config.out:
+        raise ValueError("wants --parquet, what to read, and --out, the dataset directory to write")
+    if "://" in config.out:
+        raise ValueError(f"--out {config.out} is a URL: wants a folder on a file system that all workers share (a mount)")
+    out = Path(config.out).absolute()
+    if Path(config.parquet).is_dir() and out.resolve().is_relative_to(Path(config.parquet).resolve()):
+        raise ValueError(f"--out {config.out} lies within --parquet {config.parquet}, which is read whole: put it elsewhere")
+    return out
+
+
+def _check_input(source: Source, schema: Schema, config: PrepareConfig) -> None:
+    """Raises ValueError when the tables do not fit the schema or the split, or hold no rows; reads no rows of Parquet."""
+    check_columns(schema, source.arrow_schema, config.parquet)
+    check_split(config.split, schema, source.arrow_schema, config.parquet)
+    check_item_key(source, schema)
+    if not source.interactions.rows:
+        raise ValueError(f"no rows: {config.parquet} has columns but is empty")
+
+
+def _settings(config: PrepareConfig, earlier: EarlierDataset) -> str:
+    """Returns the settings that decide the result, as JSON for the fingerprint.
+
+    The engine does not decide it, and `input_fingerprint` covers the files. Datasets that were prepared before must stay up to
+    date, so the text must not change for settings that existed then: without an earlier dataset it has no `grow_from`.
+    """
     names = [field.name for field in dataclasses.fields(PrepareConfig) if field.name != "engine"]
     kept = {name: getattr(config, name) for name in names}
     kept |= {"parquet": "", "users": bool(config.users), "items": bool(config.items), "out": "", "schema": "", "overwrite": False}
-    # Where there is nothing to grow from, as it was before there was that setting: those datasets are still up to date.
     kept |= {"grow_from": earlier.stamp} if kept.pop("grow_from") else {}
     return json.dumps(kept | {"split": dataclasses.asdict(config.split)}, sort_keys=True)
 
 
-def _existing(out: Path, print_of_inputs: str, overwrite: bool) -> DatasetDirectory | None:
+def _existing(out: Path, fingerprint: str, overwrite: bool) -> DatasetDirectory | None:
+    """Returns the dataset in `out` when it has this fingerprint, None when `out` is to be written.
+
+    Raises FileExistsError when `out` holds something else, unless it is a dataset to overwrite.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
@@ -113,72 +122,8 @@ def _existing(out: Path, print_of_inputs: str, overwrite: bool) -> DatasetDirect
         raise FileExistsError(
             f"{out} exists and is not a dataset directory, so it is left alone: choose another --out"
         ) from error
-    if found == print_of_inputs:
+    if found == fingerprint:
         return dataset
     if not overwrite:
         raise FileExistsError(f"{out} was prepared from other inputs or settings: pass --overwrite to replace it")
     return None
-
-
-def _write_dataset(staging: Path, config: PrepareConfig, passes: Passes, earlier: Earlier, print_of_inputs: str) -> None:
-    profile = run_stage("reading", passes.profile)
-    check_enough(profile, config)
-    if config.split.by == "time":
-        boundaries = time_boundaries(config.split, profile.timestamps)
-        passes = dataclasses.replace(passes, rules=dataclasses.replace(passes.rules, boundaries=boundaries))
-    if config.split.by == "leave_one_out":
-        held_out = passes.engine.share(run_stage("splitting", passes.held_out))
-        passes = dataclasses.replace(passes, rules=dataclasses.replace(passes.rules, held_out=held_out))
-    fitted = run_stage("fitting", lambda: passes.fit(earlier))
-    growth = {"grew_from": _growth(earlier, fitted, passes.rules.schema)} if config.grow_from else {}
-    writer = PartWriter(staging, mds_columns(fitted.schema), config.block_rows, rows_per_part(profile.rows, profile.bytes))
-    written = run_stage("writing", lambda: passes.write_blocks(fitted, writer))
-    check_complete(profile, written)
-    if profile.reasons:
-        run_stage("setting bad rows aside", lambda: passes.set_bad_rows_aside(staging / "rejected"))
-    (staging / "schema.json").write_text(fitted.schema.to_json())
-    write_vocabularies(staging, fitted.vocabularies)
-    _write_items(staging, config, passes, fitted)
-    summary = _summary(profile, fitted.schema, written.rows, config, print_of_inputs)
-    (staging / SUMMARY).write_text(json.dumps(summary | growth, indent=2) + "\n")
-
-
-def _write_items(staging: Path, config: PrepareConfig, passes: Passes, fitted: Fitted) -> None:
-    """The catalogue, where the schema tells items apart."""
-    if (key := fitted.schema.key("item")) is None:
-        return
-    items = item_table(passes.source, key)
-    if items is None:
-        items = run_stage("listing items", lambda: passes.items(key))
-    items, absent = with_frequencies(items, key, fitted.item_frequencies)
-    if absent:
-        print(f"prepare: {absence(absent, key, config.items)}", flush=True)
-    write_catalogue(staging, items)
-
-
-def _growth(earlier: Earlier, fitted: Fitted, wanted: Schema) -> dict[str, Any]:
-    """For the summary. Printed too, with what only the schema as given, `wanted`, knows: which tables have no room to grow."""
-    counts = {}
-    for name, values in fitted.vocabularies.items():
-        had, has, limit = len(earlier.vocabularies.get(name, ())), len(values), wanted.tables[name][0].num_embeddings
-        full = f", all that num_embeddings {limit} leaves room for" if has + 1 == limit else ""
-        print(f"prepare: table {name!r} had {had:,} values and has {has:,}{full}", flush=True)
-        counts[name] = {"had": had, "has": has}
-    return {"path": earlier.path, "fingerprint": earlier.fingerprint, "values": counts}
-
-
-def _summary(
-    profile: Profile, schema: Schema, rows: dict[str, int], config: PrepareConfig, print_of_inputs: str
-) -> dict[str, Any]:
-    counts = {column.name: {"missing_rate": profile.missing[column.name] / profile.rows} for column in schema.columns}
-    for column in schema.categorical:
-        counts[column.name]["cardinality"] = profile.cardinality(column.name)
-    return {
-        "rows_in": profile.rows,
-        "rows": {split: rows[split] for split in SPLITS},
-        "rejected": sum(profile.reasons.values()),
-        "rejected_reasons": profile.worst_reasons,
-        "columns": counts,
-        "block_rows": config.block_rows,
-        "fingerprint": print_of_inputs,
-    }

@@ -1,9 +1,14 @@
-"""Which rows are bad, and which are train, validation and test: pure functions of the row, so that every pass agrees."""
+"""Which rows are bad, and which are train, validation and test: pure functions of a row, so that every pass agrees.
+
+RowRules answers both questions for a batch. `TimeCounts` finds the boundaries of the split by time; the leave-one-out split is in
+`leave_one_out.py`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,18 +17,19 @@ import pyarrow.compute as pc
 
 from recsys_ray.columns import ROW_HASH, SPLITS
 from recsys_ray.config import SplitConfig
-from recsys_ray.data.prepare.leave_one_out import HeldOut
-from recsys_ray.data.prepare.time_counts import TimeCounts
+from recsys_ray.data.prepare.leave_one_out import HeldOutRows
 from recsys_ray.data.sources.column_types import is_text
-from recsys_ray.data.transform import rejections, seconds
+from recsys_ray.data.transform import as_seconds, rejections
 from recsys_ray.schema import Schema
 
 NO_SPLIT = 255
-AFTER_ALL = np.iinfo(np.int64).max
+"""The split of a row whose split column holds another word than train, validation or test."""
+NEVER = np.iinfo(np.int64).max
+MAX_INTERVALS = 1 << 16
 
 
 def check_split(split: SplitConfig, schema: Schema, table: pa.Schema, origin: str) -> None:
-    """Raises ValueError for fractions that leave no training rows, or a column that is missing or holds no words."""
+    """Raises ValueError for fractions that leave no training rows, or a column that is missing or of the wrong type."""
     if split.by == "leave_one_out" and not (schema.timestamp and schema.key("user")):
         raise ValueError('--split.by leave_one_out wants a timestamp in the schema, and "key": true at the column of users')
     if split.by == "column" and not split.column:
@@ -37,52 +43,73 @@ def check_split(split: SplitConfig, schema: Schema, table: pa.Schema, origin: st
         raise ValueError(f"{fractions} must be 0 or more and below 1 together: the rest is for training")
 
 
-def time_boundaries(split: SplitConfig, counts: TimeCounts) -> tuple[int, int]:
-    """First timestamp of validation and of test."""
+@dataclass(frozen=True)
+class TimeCounts:
+    """The number of rows in each time interval, mergeable and the same in whatever batches the rows came.
+
+    Intervals are 2^shift long. The shift is the smallest that leaves at most MAX_INTERVALS intervals with a row. It depends on
+    all rows together and not on their batches: merging only ever makes it larger, and never larger than that of all rows.
+    """
+
+    shift: int = 0
+    intervals: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """int64, ascending: timestamp >> shift."""
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @staticmethod
+    def of(timestamps: np.ndarray) -> TimeCounts:
+        """Counts rows with these int64 timestamps."""
+        return _coarsened(0, *np.unique(timestamps, return_counts=True))
+
+    def merge(self, other: TimeCounts) -> TimeCounts:
+        """Returns the counts of the rows of both."""
+        shift = max(self.shift, other.shift)
+        intervals = np.concatenate([counts.intervals >> (shift - counts.shift) for counts in (self, other)])
+        order = np.argsort(intervals, kind="stable")
+        return _coarsened(shift, *_summed(intervals[order], np.concatenate([self.rows, other.rows])[order]))
+
+    def quantile(self, fraction: float) -> int:
+        """Returns the start of the interval in which this fraction of the rows, ordered by time, is reached."""
+        reached = np.cumsum(self.rows) / self.rows.sum()
+        return int(self.intervals[np.searchsorted(reached, fraction)]) << self.shift
+
+
+class TimeBoundaries(NamedTuple):
+    """The first timestamps of validation and of test."""
+
+    validation: int
+    test: int
+
+
+def time_boundaries(split: SplitConfig, counts: TimeCounts) -> TimeBoundaries:
+    """Returns the boundaries that give validation and test their fractions of the rows."""
     later = split.validation + split.test
-    return (
-        counts.reaching(1 - later) if later else AFTER_ALL,
-        counts.reaching(1 - split.test) if split.test else AFTER_ALL,
+    return TimeBoundaries(
+        counts.quantile(1 - later) if later else NEVER,
+        counts.quantile(1 - split.test) if split.test else NEVER,
     )
-
-
-def assign_split(table: pa.Table, split: SplitConfig, seed: int, timestamp: str, boundaries: tuple[int, int]) -> np.ndarray:
-    """uint8 index into SPLITS for each row; NO_SPLIT where the split column holds another word. Not for leave_one_out, which no
-    row alone decides."""
-    match split.by:
-        case "random":
-            # The seed is mixed in by hashing once more: row_hash itself depends on nothing but file and position.
-            mixed = pd.util.hash_array(table[ROW_HASH].to_numpy() ^ np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64))
-            place = mixed / 2.0**64
-            return (place >= 1 - split.validation - split.test).astype(np.uint8) + (place >= 1 - split.test).astype(np.uint8)
-        case "time":
-            when = seconds(table[timestamp].combine_chunks()).to_numpy(zero_copy_only=False)
-            return (when >= boundaries[0]).astype(np.uint8) + (when >= boundaries[1]).astype(np.uint8)
-        case "column":
-            words = table[split.column].cast(pa.string())
-            found = pc.index_in(words, value_set=pa.array(SPLITS)).fill_null(NO_SPLIT)
-            return found.to_numpy().astype(np.uint8)
-    raise AssertionError(split.by)
 
 
 @dataclass(frozen=True)
 class RowRules:
-    """Which rows are bad and which split a row belongs to; picklable, for the engine's tasks."""
+    """The rules that say which rows are bad and to which split a row belongs; picklable, for the tasks of an engine."""
 
     schema: Schema
     split: SplitConfig
     seed: int
-    boundaries: tuple[int, int] = (0, 0)
-    held_out: Callable[[], HeldOut] | None = None
+    boundaries: TimeBoundaries | None = None
+    """For the split by time, once they are known."""
+    held_out: Callable[[], HeldOutRows] | None = None
     """For leave_one_out, once it is known."""
 
     @property
     def columns(self) -> list[str]:
-        """What the rules, and the encoding, want to see of a row."""
+        """The columns that the rules and the encoding read."""
         names = [column.name for column in self.schema.columns]
         return [*names, self.split.column] if self.split.by == "column" and self.split.column not in names else names
 
     def faults(self, batch: pa.Table) -> np.ndarray:
+        """Returns why each row is bad, as an object array of str; None for a good row."""
         reasons = rejections(batch, self.schema)
         if self.split.by == "column":
             reasons[(self.splits(batch) == NO_SPLIT) & (reasons == None)] = (  # noqa: E711
@@ -91,8 +118,39 @@ class RowRules:
         return reasons
 
     def splits(self, batch: pa.Table) -> np.ndarray:
-        if self.split.by == "leave_one_out":
-            assert self.held_out is not None
-            return self.held_out().splits(batch)
-        timestamp = self.schema.timestamp.name if self.schema.timestamp else ""
-        return assign_split(batch, self.split, self.seed, timestamp, self.boundaries)
+        """Returns the split of each row, uint8: an index into SPLITS, or NO_SPLIT."""
+        match self.split.by:
+            case "random":
+                return self._random_splits(batch)
+            case "time":
+                return self._time_splits(batch)
+            case "column":
+                words = batch[self.split.column].cast(pa.string())
+                return pc.index_in(words, value_set=pa.array(SPLITS)).fill_null(NO_SPLIT).to_numpy().astype(np.uint8)
+            case "leave_one_out":
+                assert self.held_out is not None
+                return self.held_out().splits(batch)
+
+    def _random_splits(self, batch: pa.Table) -> np.ndarray:
+        # The seed is mixed in by hashing again: ROW_HASH depends only on file and position.
+        mixed = pd.util.hash_array(batch[ROW_HASH].to_numpy() ^ np.uint64(self.seed * 0x9E3779B97F4A7C15 % 2**64))
+        position, test = mixed / 2.0**64, self.split.test
+        return (position >= 1 - self.split.validation - test).astype(np.uint8) + (position >= 1 - test).astype(np.uint8)
+
+    def _time_splits(self, batch: pa.Table) -> np.ndarray:
+        assert self.schema.timestamp is not None and self.boundaries is not None
+        times = as_seconds(batch[self.schema.timestamp.name].combine_chunks()).to_numpy(zero_copy_only=False)
+        return (times >= self.boundaries.validation).astype(np.uint8) + (times >= self.boundaries.test).astype(np.uint8)
+
+
+def _coarsened(shift: int, intervals: np.ndarray, rows: np.ndarray) -> TimeCounts:
+    while len(intervals) > MAX_INTERVALS:
+        shift += 1
+        intervals, rows = _summed(intervals >> 1, rows)
+    return TimeCounts(shift, intervals, rows)
+
+
+def _summed(intervals: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ascending intervals, each once, and the number of rows in each."""
+    first = np.flatnonzero(np.diff(intervals, prepend=intervals[:1] - 1))
+    return intervals[first], np.add.reduceat(rows, first) if len(rows) else rows

@@ -1,4 +1,5 @@
-"""Parquet files behind a path, glob or URL: found, stamped, and refused before any row is read when they cannot work."""
+"""Parquet files behind a path, glob or URL: they are listed, their footers are read, and faulty files are refused before any row
+is read."""
 
 from __future__ import annotations
 
@@ -14,24 +15,27 @@ import pyarrow.parquet as pq
 
 @dataclass(frozen=True)
 class ParquetFiles:
-    """The files behind one path, glob or URL, with what their footers say."""
+    """The files behind one path, glob or URL of any fsspec store, with what their footers say; an InputTable."""
 
     filesystem: Any
     paths: tuple[str, ...]
     stamps: tuple[str, ...]
+    """Path, size and time of change (or ETag) of each file."""
     row_groups: tuple[tuple[int, ...], ...]
-    """How many rows each row group has, by file."""
+    """The number of rows in each row group, by file."""
     arrow_schema: pa.Schema
 
     @property
     def rows(self) -> int:
+        """The number of rows in all files."""
         return sum(map(sum, self.row_groups))
 
     def read(self, columns: list[str]) -> pa.Table:
+        """Reads these columns of all files into this process."""
         return pq.read_table(list(self.paths), columns=columns, filesystem=self.filesystem, partitioning=None)
 
     def unreadable(self) -> str:
-        """The first file, if any, with a page that cannot be read, and why. Slow: for when reading has failed."""
+        """Returns the first file with a page that cannot be read and why, or an empty string; reads everything, so it is slow."""
         for path in self.paths:
             try:
                 with self.filesystem.open(path, "rb") as file:
@@ -68,7 +72,7 @@ def find_parquet(path: str) -> ParquetFiles:
 
 
 def _hidden(path: str, root: str) -> bool:
-    """By the convention of Spark and pyarrow: names with a leading dot or underscore hold logs and unfinished work."""
+    """Returns whether a name below `root` starts with a dot or underscore, as those of logs and unfinished work do in Spark."""
     below = path.removeprefix(root) if path.startswith(root) else PurePosixPath(path).name
     return any(part.startswith((".", "_")) for part in PurePosixPath(below).parts)
 

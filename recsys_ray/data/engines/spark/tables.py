@@ -1,10 +1,10 @@
-"""Tables and views that Spark knows by name, of whatever catalog: Unity Catalog, Hive, or views of the session."""
+"""Input tables that Spark knows by name, from any catalog: Unity Catalog, Hive, or views of the session."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -16,43 +16,57 @@ from recsys_ray.data.engines.base import EngineFailed
 from recsys_ray.data.engines.spark.session import run_jobs
 
 
+class _RowSummary(NamedTuple):
+    rows: int
+    hash_sum: Any
+    """A Decimal; None for an empty table."""
+
+
 @dataclass(frozen=True)
 class SparkTable:
-    """A table without files to tell its rows by: a row is known by xxhash64 of its values, so that rows with equal values share
-    a split. All columns count, and are read in every pass: a view with only those that are wanted saves that."""
+    """An InputTable without files, whose rows are identified by xxhash64 of their values, so that equal rows share a split.
+
+    All columns are hashed, hence read in every pass; a view with only the needed columns avoids that.
+    """
 
     frame: DataFrame
     arrow_schema: pa.Schema
 
     @property
     def rows(self) -> int:
-        return self._facts[0]
+        """The number of rows; the first call reads the table."""
+        return self._row_summary.rows
 
     @property
     def stamps(self) -> tuple[str, ...]:
-        """Of the rows themselves: a table's name says nothing of what it holds today."""
-        return (f"table {self._facts} {self.frame.schema.simpleString()}",)
+        """The number of rows and the sum of their hashes: the name of a table does not change with its rows."""
+        return (f"table {tuple(self._row_summary)} {self.frame.schema.simpleString()}",)
 
     @cached_property
-    def _facts(self) -> tuple[int, Any]:
-        """Rows, and the sum of their hashes, which does not depend on their order. One pass over the table."""
+    def _row_summary(self) -> _RowSummary:
+        """The number of rows and the sum of their hashes, which does not depend on their order; takes a pass over the table."""
         total = F.sum(_row_hash(self.frame).cast("decimal(20,0)"))
         facts = self.frame.agg(F.count(F.lit(1)), total)
-        return tuple(run_jobs(self.frame.sparkSession, facts.collect)[0])
+        return _RowSummary(*run_jobs(self.frame.sparkSession, facts.collect)[0])
 
     def select(self, columns: list[str]) -> DataFrame:
-        """`columns` and ROW_HASH."""
+        """Returns a DataFrame of `columns` and ROW_HASH."""
         return self.frame.select(*map(_column, columns), _row_hash(self.frame).alias(ROW_HASH))
 
     def read(self, columns: list[str]) -> pa.Table:
+        """Reads these columns into this process."""
         return run_jobs(self.frame.sparkSession, self.frame.select(*map(_column, columns)).toArrow)
 
     def unreadable(self) -> str:
+        """Returns an empty string: Spark's own errors say what cannot be read."""
         return ""
 
 
 def open_spark_table(spark: SparkSession, name: str) -> SparkTable:
-    """Raises ValueError where Spark finds no such table, may not read it, or cannot hand over one of its columns."""
+    """Opens a table or view.
+
+    Raises ValueError when Spark does not find it, may not read it, or cannot convert a column to Arrow.
+    """
     try:
         frame = run_jobs(spark, lambda: spark.table(name))
     except EngineFailed as error:
@@ -70,7 +84,7 @@ def _column(name: str) -> Column:
 
 
 def _row_hash(frame: DataFrame) -> Column:
-    """xxhash64 passes over nulls, and takes a list for its values: so where these are, and how many, is hashed with them."""
+    """Hashes a row with the positions of its nulls and the lengths of its lists, both of which xxhash64 ignores."""
     hashed = [field for field in frame.schema if _can_be_hashed(field.dataType)]
     lists = [F.size(_column(field.name)) for field in hashed if isinstance(field.dataType, ArrayType)]
     values = [part for field in hashed for part in (_column(field.name), F.isnull(_column(field.name)))]

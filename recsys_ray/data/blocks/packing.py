@@ -1,4 +1,8 @@
-"""Transformed rows on their way into row blocks: Arrow tables, in which for the shuffle a row's single values are one record."""
+"""Transformed rows in Arrow tables on their way to row blocks, packed for the global shuffle.
+
+All single values of a row are packed into one record: taking one column of records in random order is faster than taking forty
+columns. Apart from `layout.py` because training workers import that module, and no Arrow.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,11 @@ from recsys_ray.columns import LENGTHS, RECORD
 from recsys_ray.data.blocks.layout import Block, stored_type
 
 PACKED_AT_ONCE = 1 << 11
-"""Rows: few enough for a core's own cache."""
+"""Rows whose records are filled column by column; few enough that they stay in a core's own cache."""
 
 
-def packed(rows: pa.Table, columns: dict[str, str]) -> pa.Table:
-    """Transformed rows, all single values of a row side by side in RECORD, in the types that are stored (`mds_columns`):
-    to take them in random order, one column is quicker than forty."""
+def pack_rows(rows: pa.Table, columns: dict[str, str]) -> pa.Table:
+    """Packs the single values of each transformed row into RECORD, in the types that `columns` (see `mds_columns`) stores."""
     record = record_type(columns)
     records: np.ndarray = np.empty(rows.num_rows, record)
     values = {name: rows[name].to_numpy() for name in record.fields or ()}
@@ -30,20 +33,15 @@ def packed(rows: pa.Table, columns: dict[str, str]) -> pa.Table:
     return table
 
 
-def unpacked(rows: pa.Table, columns: dict[str, str]) -> Block:
-    """As one block what `packed` packed; its columns are views of the records."""
+def unpack_rows(rows: pa.Table, columns: dict[str, str]) -> Block:
+    """Returns rows that `pack_rows` packed as one block; its single-valued columns are views of the records."""
     record, values = record_type(columns), rows[RECORD].combine_chunks()
     records: np.ndarray = np.ndarray(len(values), record, values.buffers()[1], values.offset * record.itemsize)
     return {name: records[name] for name in record.fields or ()} | to_block(rows.drop_columns([RECORD]))
 
 
-def record_type(columns: dict[str, str]) -> np.dtype:
-    single = [name for name in columns if not name.endswith(LENGTHS) and name + LENGTHS not in columns]
-    return np.dtype([(name, stored_type(columns[name])) for name in single])
-
-
 def to_block(rows: pa.Table) -> Block:
-    """Transformed rows as one block."""
+    """Returns transformed rows as one block."""
     block: Block = {}
     for name in rows.column_names:
         values = rows[name].combine_chunks()
@@ -53,3 +51,9 @@ def to_block(rows: pa.Table) -> Block:
         else:
             block[name] = values.to_numpy()
     return block
+
+
+def record_type(columns: dict[str, str]) -> np.dtype:
+    """Returns the structured numpy type of a record: a field for each single-valued column."""
+    single = [name for name in columns if not name.endswith(LENGTHS) and name + LENGTHS not in columns]
+    return np.dtype([(name, stored_type(columns[name])) for name in single])
