@@ -60,7 +60,8 @@ def test_every_job_named_accepts_its_command_line(argv: list[str]) -> None:
     elif file == "jobs/replay.py":
         assert tyro.cli(job.Replay, args=arguments).run_dir
     elif file == "jobs/plan.py":
-        planned = tyro.extras.overridable_config_cli(job.JOBS, args=arguments)
+        models = {name.replace("_", "-"): (name, job.planned(name)) for name in job.MODELS}
+        planned = tyro.extras.overridable_config_cli(models, args=arguments)
         assert planned.schema or planned.data.path
     else:
         assert tyro.cli(type(job.CONFIG), args=arguments, default=job.CONFIG).run_dir

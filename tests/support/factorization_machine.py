@@ -22,7 +22,7 @@ from recsys_ray.models.task import BuildContext, RegisteredModel, Task
 class FactorizationMachineConfig(ModelConfig):
     """The settings of a factorization machine."""
 
-    embedding_dim: int = 9
+    embedding_dim: int = 8
     """The first number of an embedding is its linear weight, the others are its factors."""
 
 
