@@ -1,46 +1,55 @@
-"""The newest checkpoint that is whole, under any world size or sharding plan."""
+"""Restores the newest intact checkpoint, under any world size or sharding plan."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import LoadPlan, LoadPlanner, Metadata
-from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.futures import Future
 
 from recsys_ray.checkpoint.store import CheckpointStore, with_retries
+from recsys_ray.compat.torch_compat import FsspecReader
 
 log = logging.getLogger(__name__)
 
 
-def newest_sound(store: CheckpointStore) -> tuple[int, dict[str, Any]] | None:
-    """Its step and note; None where there is no checkpoint. Called by every worker.
+class IntactCheckpoint(NamedTuple):
+    """A committed checkpoint whose files all match their checksums."""
 
-    Files are read once for their checksums, shared among the workers. Damaged checkpoints are told of and passed over; where
-    none is left, raises ValueError.
+    step: int
+    note: dict[str, Any]
+    """What it was saved with."""
+
+
+def newest_intact(store: CheckpointStore) -> IntactCheckpoint | None:
+    """Returns the newest intact checkpoint, or None if there is no checkpoint. Every worker calls it.
+
+    Each file is read once for its checksum, by one of the workers. Damaged checkpoints are skipped with a warning. Raises
+    ValueError if all are damaged.
     """
     steps: list[list[int]] = [store.committed() if dist.get_rank() == 0 else []]
     dist.broadcast_object_list(steps)  # on shared storage workers need not see the same files at the same moment
-    return first_sound(store, steps[0]) if steps[0] else None
+    return first_intact(store, steps[0]) if steps[0] else None
 
 
-def first_sound(store: CheckpointStore, steps: list[int]) -> tuple[int, dict[str, Any]]:
-    """The first of these that is whole, with its note. Raises ValueError where none is."""
+def first_intact(store: CheckpointStore, steps: list[int]) -> IntactCheckpoint:
+    """Returns the first intact checkpoint of these steps. Raises ValueError if none is. Every worker calls it."""
     for step in steps:
         marker, fault = _marker(store, step)
         if not (fault := fault or _fault(store, step, marker["files"])):
-            return step, marker["note"]
+            return IntactCheckpoint(step, marker["note"])
         if dist.get_rank() == 0:
             log.warning("checkpoint %s is damaged (%s): taking the next best", store.folder(step), fault)
     raise ValueError(f"every checkpoint in {store.url} is damaged: restore one, or remove them all to start anew")
 
 
 def _marker(store: CheckpointStore, step: int) -> tuple[dict[str, Any], str]:
+    """The marker's body, as rank 0 reads it, and what is wrong with it or ""."""
     found: list[tuple[dict[str, Any], str]] = [({}, "")]
     if dist.get_rank() == 0:
         try:
@@ -52,6 +61,7 @@ def _marker(store: CheckpointStore, step: int) -> tuple[dict[str, Any], str]:
 
 
 def _fault(store: CheckpointStore, step: int, files: dict[str, dict[str, Any]]) -> str:
+    """What is wrong with a file, or "" if nothing is. The workers check the files round-robin."""
     rank, workers = dist.get_rank(), dist.get_world_size()
     faults = [store.fault(step, name, files[name]["bytes"], files[name]["checksum"]) for name in sorted(files)[rank::workers]]
     found: list[str] = [""] * workers
@@ -59,19 +69,19 @@ def _fault(store: CheckpointStore, step: int, files: dict[str, dict[str, Any]]) 
     return next((fault for fault in found if fault), "")
 
 
-def saved_sizes(store: CheckpointStore, step: int) -> dict[str, torch.Size]:
-    """Of every tensor, by its keys joined with dots."""
+def saved_tensor_sizes(store: CheckpointStore, step: int) -> dict[str, torch.Size]:
+    """Returns the size of every tensor in a checkpoint, by its keys in the state joined with dots."""
     metadata = _Reader(store.folder(step)).read_metadata().state_dict_metadata
     return {name: found.size for name, found in metadata.items() if isinstance(found, TensorStorageMetadata)}
 
 
 def restore(store: CheckpointStore, step: int, state: dict[str, Any], alone: bool = False) -> None:
-    """Fills `state` in place; it must hold every tensor wanted. Called by every worker, or by one `alone`."""
+    """Fills `state` in place, which must hold every tensor that is wanted. Every worker calls it, or one `alone`."""
     dcp.load(state, storage_reader=_Reader(store.folder(step)), no_dist=alone)
 
 
 class _Reader(FsspecReader):
-    """Tries again where the store fails."""
+    """Tries again when the store fails."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return with_retries(f"reading {self.path}", lambda: super(_Reader, self).read_metadata(*args, **kwargs))

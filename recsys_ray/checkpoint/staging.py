@@ -1,34 +1,32 @@
-"""A copy of a model's state in host memory, which a background thread can write while training changes the state itself."""
+"""Copies a model's state to host memory, where a background thread can write it while training changes the state itself."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed._shard.metadata import ShardMetadata
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
-from torch.distributed.remote_device import _remote_device
+
+from recsys_ray.compat.torch_compat import LocalShard, ShardedTensor, on_host, shard_rank, sharded_tensor
 
 
 class Staging:
-    """Its buffers (pinned, where there is a GPU) are as large as the worker's part of the state, and kept from copy to copy."""
+    """Buffers for a copy of this worker's part of the state, kept from copy to copy; pinned if there is a GPU."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self._group = group
         self._buffers: dict[str, torch.Tensor] = {}
 
     def reserve(self, state: dict[str, Any]) -> None:
-        """Allocates the buffers and touches them: only then does the system give them memory, which takes longer than a copy."""
+        """Allocates the buffers and touches them: only then does the system provide memory, which takes longer than a copy."""
         for name, tensor in _own_tensors("", state):
             self._buffer(name, tensor).zero_()
 
     @torch.no_grad()
     def copy(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The one before it becomes invalid."""
+        """Returns a copy of `state` in host memory, and invalidates the one before it."""
         for name, tensor in _own_tensors("", state):
             self._buffer(name, tensor).copy_(tensor, non_blocking=True)
         if torch.cuda.is_available():
@@ -53,14 +51,14 @@ class Staging:
 
     def _sharded_in_buffers(self, name: str, tensor: ShardedTensor) -> ShardedTensor:
         whole = copy.copy(tensor.metadata())
-        whole.shards_metadata = [_on_host(shard) for shard in whole.shards_metadata]
-        own = [shard for shard in whole.shards_metadata if _rank(shard) == dist.get_rank()]
-        shards = [Shard(self._buffers[f"{name}/{number}"], metadata) for number, metadata in enumerate(own)]
-        return ShardedTensor._init_from_local_shards_and_global_metadata(shards, whole, process_group=self._group)
+        whole.shards_metadata = [on_host(shard) for shard in whole.shards_metadata]
+        own = [shard for shard in whole.shards_metadata if shard_rank(shard) == dist.get_rank()]
+        shards = [LocalShard(self._buffers[f"{name}/{number}"], metadata) for number, metadata in enumerate(own)]
+        return sharded_tensor(shards, whole, self._group)
 
 
 def _own_tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor that this worker holds, a sharded one's shards each."""
+    """Yields every tensor that this worker holds, and each of its shards of a sharded one, with a name."""
     match value:
         case dict():
             for key, inner in value.items():
@@ -69,12 +67,3 @@ def _own_tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
             yield from ((f"{name}/{number}", shard.tensor) for number, shard in enumerate(value.local_shards()))
         case torch.Tensor():
             yield name, value
-
-
-def _rank(shard: ShardMetadata) -> int | None:
-    assert isinstance(shard.placement, _remote_device)
-    return shard.placement.rank()
-
-
-def _on_host(shard: ShardMetadata) -> ShardMetadata:
-    return dataclasses.replace(shard, placement=_remote_device(f"rank:{_rank(shard)}/cpu"))

@@ -1,4 +1,4 @@
-"""Where checkpoints are kept: a folder or the URL of an object store, by fsspec. What is there, and is it whole?"""
+"""Keeps checkpoints in a folder or an object store, by fsspec: lists, commits, verifies and removes them."""
 
 from __future__ import annotations
 
@@ -16,28 +16,34 @@ from fsspec.implementations.local import LocalFileSystem
 
 log = logging.getLogger(__name__)
 MARKER = "committed.json"
-ATTEMPTS = 5
-FIRST_WAIT = 0.5
-READ_BYTES = 1 << 23
+STORE_ATTEMPTS = 5
+FIRST_WAIT_SECONDS = 0.5
+CHECKSUM_CHUNK_BYTES = 1 << 23
 Result = TypeVar("Result")
 
 
 def with_retries(what: str, action: Callable[[], Result]) -> Result:
-    """A store that does not answer for some seconds must not end a run: waits 0.5, 1, 2 and 4 s between attempts."""
-    for attempt in range(1, ATTEMPTS):
+    """Returns what `action` does, and tries again when it fails: a store that is away for some seconds must not end a run.
+
+    Waits 0.5, 1, 2 and 4 s between attempts. A FileNotFoundError is raised at once.
+
+    Args:
+        what: names the action in warnings.
+    """
+    for attempt in range(1, STORE_ATTEMPTS):
         try:
             return action()
         except FileNotFoundError:
             raise
         except Exception as error:  # every store has exceptions of its own
-            wait = FIRST_WAIT * 2 ** (attempt - 1)
+            wait = FIRST_WAIT_SECONDS * 2 ** (attempt - 1)
             log.warning("%s failed (%s: %s): trying again in %g s", what, type(error).__name__, error, wait)
             time.sleep(wait)
     return action()
 
 
 class CheckpointStore:
-    """The checkpoints of one run. Its methods are for one worker to call, unless they say otherwise."""
+    """The checkpoints of one run. One worker calls a method, unless it says otherwise."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -45,18 +51,18 @@ class CheckpointStore:
         self.local = isinstance(self._fs, LocalFileSystem)
 
     def folder(self, step: int) -> str:
-        """On every worker: the URL of a checkpoint."""
+        """Returns the URL of a checkpoint. Any worker may call it."""
         return f"{self.url}/{_name(step)}"
 
     def committed(self) -> list[int]:
-        """Steps of the checkpoints that have a marker, newest first."""
+        """Returns the steps of the checkpoints that have a marker, newest first."""
         return with_retries(f"listing {self.url}", self._committed)
 
     def _committed(self) -> list[int]:
         return sorted((step for step in self._steps() if self._fs.exists(self._path(step, MARKER))), reverse=True)
 
     def steps(self) -> list[int]:
-        """Of all folders, committed or not."""
+        """Returns the steps of all checkpoints, committed or not."""
         return with_retries(f"listing {self.url}", self._steps)
 
     def _steps(self) -> list[int]:
@@ -65,7 +71,7 @@ class CheckpointStore:
         return [int(match[1]) for name in found if (match := re.search(r"/step_(\d+)/?$", name))]
 
     def marker(self, step: int) -> dict[str, Any]:
-        """What `commit` was given. Raises ValueError where that is damaged."""
+        """Returns what `commit` was given. Raises ValueError if the marker is damaged."""
         text = with_retries(f"reading {self.folder(step)}/{MARKER}", lambda: self._fs.cat_file(self._path(step, MARKER)))
         try:
             marker = json.loads(text)
@@ -77,7 +83,7 @@ class CheckpointStore:
         return body
 
     def commit(self, step: int, body: dict[str, Any]) -> None:
-        """Puts the marker in place, or in the place of an earlier one, in one step."""
+        """Writes the marker, or replaces an earlier one, in one step."""
         text = json.dumps({"checksum": _checksum(body), "body": body}).encode()
         with_retries(f"writing {self.folder(step)}/{MARKER}", lambda: self._replace(self._path(step, MARKER), text))
 
@@ -93,11 +99,11 @@ class CheckpointStore:
         os.replace(partial, path)  # noqa: PTH105
 
     def copy(self, step: int, folder: str) -> None:
-        """A whole checkpoint into another folder, on this machine."""
+        """Copies a whole checkpoint into another folder on this machine."""
         self._fs.get(f"{self._path(step, '')}/", f"{folder}/{_name(step)}/", recursive=True)
 
     def remove(self, step: int) -> None:
-        """The marker first: what is half removed must not look like a checkpoint."""
+        """Removes a checkpoint, its marker first: what is half removed must not look like a checkpoint."""
 
         def remove() -> None:
             for path in (self._path(step, MARKER), self._path(step, "")):
@@ -107,7 +113,7 @@ class CheckpointStore:
         with_retries(f"removing {self.folder(step)}", remove)
 
     def fault(self, step: int, file: str, size: int, checksum: str) -> str:
-        """What is wrong with a file of a checkpoint, in words; empty where nothing is. Any worker may ask."""
+        """Returns what is wrong with a file of a checkpoint, or "" if nothing is. Any worker may call it."""
         try:
             found_size, found = with_retries(f"reading {self.folder(step)}/{file}", lambda: self._read(self._path(step, file)))
         except FileNotFoundError:
@@ -119,7 +125,7 @@ class CheckpointStore:
     def _read(self, path: str) -> tuple[int, str]:
         digest, size = xxhash.xxh3_128(), 0
         with self._fs.open(path, "rb") as stream:
-            while chunk := stream.read(READ_BYTES):
+            while chunk := stream.read(CHECKSUM_CHUNK_BYTES):
                 digest.update(chunk)
                 size += len(chunk)
         return size, digest.hexdigest()

@@ -1,5 +1,7 @@
-"""torch.distributed.checkpoint's writer for any fsspec store, which besides knows the checksum of every file it wrote, tries
-again where the store fails, and refuses numbers that are not finite."""
+"""Writes checkpoints to any fsspec store, with a checksum of every file.
+
+It extends the writer of torch.distributed.checkpoint, tries again when the store fails, and refuses numbers that are not finite.
+"""
 
 from __future__ import annotations
 
@@ -7,35 +9,40 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 import xxhash
 from torch.distributed.checkpoint import Metadata, SavePlan, SavePlanner
-from torch.distributed.checkpoint._fsspec_filesystem import FileSystem, FsspecWriter
 from torch.distributed.checkpoint.planner import WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from recsys_ray.checkpoint.store import CheckpointStore, with_retries
+from recsys_ray.compat.torch_compat import FsspecFileSystem, FsspecWriter
 
 
 @dataclass(frozen=True)
-class Written(WriteResult):
-    """A tensor's place in a file, with what that file came to."""
+class ChecksummedResult(WriteResult):
+    """The place of a tensor in a file, with the size and checksum of that file."""
 
     file_bytes: int = 0
     file_checksum: str = ""
 
 
 class ChecksumWriter(FsspecWriter):
-    """`files`, on the worker that coordinates and once all have written: file name -> its bytes and checksum."""
+    """A writer of one checkpoint that collects the size and checksum of every file.
+
+    Attributes:
+        files: file name -> its bytes and checksum, on the worker that coordinates, once all have written.
+    """
 
     def __init__(self, store: CheckpointStore, step: int) -> None:
-        # Elsewhere than on a local disk there is nothing to sync, and the library would sync all disks of the machine.
+        # Only a local disk needs syncing; for others the library would sync all disks of the machine.
         super().__init__(store.folder(step), sync_files=store.local)
-        self._through = _ChecksumFileSystem()
-        self.fs = self._through  # type: ignore[assignment]
+        self._file_system = _ChecksumFileSystem()
+        self.fs = self._file_system  # type: ignore[assignment]
         self.path = self.fs.init_path(store.folder(step))
         self.files: dict[str, dict[str, Any]] = {}
 
@@ -49,22 +56,22 @@ class ChecksumWriter(FsspecWriter):
         written.set_result([self._with_checksum(result) for result in results])
         return written
 
-    def _with_checksum(self, result: WriteResult) -> Written:
-        size, checksum = self._through.written[result.storage_data.relative_path]
-        return Written(result.index, result.size_in_bytes, result.storage_data, size, checksum)
+    def _with_checksum(self, result: WriteResult) -> ChecksummedResult:
+        size, checksum = self._file_system.written[result.storage_data.relative_path]
+        return ChecksummedResult(result.index, result.size_in_bytes, result.storage_data, size, checksum)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         with_retries(f"writing {self.path}", lambda: super(ChecksumWriter, self).finish(metadata, results))
-        for result in (result for of_worker in results for result in of_worker):
-            assert isinstance(result, Written)
+        for result in chain.from_iterable(results):
+            assert isinstance(result, ChecksummedResult)
             name = result.storage_data.relative_path
             self.files[name] = {"bytes": result.file_bytes, "checksum": result.file_checksum}
-        size, checksum = self._through.written[".metadata.tmp"]  # which the library then renames
+        size, checksum = self._file_system.written[".metadata.tmp"]  # the library renames it afterwards
         self.files[".metadata"] = {"bytes": size, "checksum": checksum}
 
 
-class _ChecksumFileSystem(FileSystem):
-    """`written`: file name -> bytes and checksum."""
+class _ChecksumFileSystem(FsspecFileSystem):
+    """A file system that remembers what was written: file name -> bytes and checksum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,12 +83,14 @@ class _ChecksumFileSystem(FileSystem):
             if mode != "wb":
                 yield stream
                 return
-            through = _ChecksumStream(stream)
-            yield through
-        self.written[os.path.basename(path)] = through.size, through.digest.hexdigest()  # noqa: PTH119
+            counted = _ChecksumStream(stream)
+            yield counted
+        self.written[os.path.basename(path)] = counted.size, counted.digest.hexdigest()  # noqa: PTH119
 
 
 class _ChecksumStream:
+    """A file to write to, with the size and checksum of what was written so far."""
+
     def __init__(self, stream: Any) -> None:
         self._stream, self.size, self.digest = stream, 0, xxhash.xxh3_128()
 
@@ -95,12 +104,12 @@ class _ChecksumStream:
 
 
 def _check_finite(plan: SavePlan, planner: SavePlanner) -> None:
-    """A run must be able to go back to before its numbers went wrong."""
+    """Raises ValueError for values that are not finite: a run must be able to resume from before its numbers went wrong."""
     for item in plan.items:
         if item.type == WriteItemType.BYTE_IO:
             continue
         tensor = planner.resolve_data(item)
-        # The sum is not finite where any value is not, and takes no memory, as a mask would.
+        # The sum is not finite if any value is not, and takes no memory, unlike a mask.
         if (
             isinstance(tensor, torch.Tensor)
             and tensor.is_floating_point()

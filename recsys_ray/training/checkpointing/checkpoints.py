@@ -1,4 +1,4 @@
-"""A run's checkpoints: what they hold, resuming from the newest sound one, and weights as one file."""
+"""A run's checkpoints: what they hold, resuming from the newest intact one, and weights as one file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torchrec.optim.keyed import CombinedOptimizer
 
-from recsys_ray.checkpoint.restore import first_sound, newest_sound, restore
+from recsys_ray.checkpoint.restore import first_intact, newest_intact, restore
 from recsys_ray.checkpoint.saver import Saver
 from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.config import TrainConfig
@@ -33,11 +33,11 @@ class Checkpoints:
         self._saver.reserve(self._state())
 
     def resume(self) -> tuple[Progress, list[str]]:
-        """Restores the newest sound checkpoint, if there is one, and returns its progress and which settings have changed since.
+        """Restores the newest intact checkpoint, if there is one, and returns its progress and which settings have changed since.
 
         Raises ValueError where it is of another model or dataset, or where every checkpoint is damaged.
         """
-        found = newest_sound(self.store)
+        found = newest_intact(self.store)
         if found is None:
             return Progress(), []
         step, note = found
@@ -61,7 +61,7 @@ class Checkpoints:
         self._saver.amend(progress.step, self._note(progress), self._best_first(progress))
 
     def best(self, progress: Progress) -> int:
-        """Returns the step of the best sound checkpoint, once all are written. Raises OSError where the last one could not be."""
+        """Returns the step of the best intact checkpoint, once all are written. Raises OSError where the last one could not be."""
         if progress.step not in self._committed():  # it could not be written when it was due: try once more
             self._save(progress)
         committed = self._committed()
@@ -71,7 +71,7 @@ class Checkpoints:
                 f"above; running again goes on after step {self.newest()}"
             )
         candidates = [step for step in [*progress.best_steps, progress.step] if step in committed]
-        return first_sound(self.store, candidates)[0]
+        return first_intact(self.store, candidates)[0]
 
     def wait(self) -> None:
         """Waits until what was saved is written, or has failed."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torchrec.optim.keyed import CombinedOptimizer
 
-from recsys_ray.checkpoint.restore import restore, saved_sizes
+from recsys_ray.checkpoint.restore import restore, saved_tensor_sizes
 from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.compat.torch_compat import ShardedTensor
 
@@ -31,7 +31,7 @@ class _Resized(NamedTuple):
 
 def restore_optimizer(store: CheckpointStore, step: int, model: Any, optimizer: CombinedOptimizer) -> None:
     """Restores the optimizer on every worker. A state in another number of parts is read whole, one table after the other."""
-    sizes, tables = saved_sizes(store, step), model.state_dict()
+    sizes, tables = saved_tensor_sizes(store, step), model.state_dict()
     state = optimizer.state_dict()
     resized: list[_Resized] = []
     for parameter, values in state["state"].items():
