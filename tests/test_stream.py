@@ -187,9 +187,8 @@ def counts(dataset: BlockDataset, slots: np.ndarray) -> np.ndarray:
     return (slots != EMPTY) & (slots < dataset.num_samples)
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("canonical_nodes", [1, 2, 4])
-@pytest.mark.parametrize("blocks", [5, 7, 16, 21])
+@pytest.mark.parametrize("blocks", [*(pytest.param(blocks, marks=pytest.mark.unit) for blocks in (5, 7)), 16, 21])
 def test_any_world_counts_the_same_blocks_in_the_same_batch(blocks: int, canonical_nodes: int) -> None:
     """The start may be at any block, after batches of any size."""
     for global_blocks in (1, 2, 3, 4, 8):
