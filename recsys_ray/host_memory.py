@@ -1,4 +1,4 @@
-"""What glibc and Linux are told about this process's memory."""
+"""Settings of glibc and Linux for this process's memory."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import mmap
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """As in malloc.h."""
 MMAP_ABOVE, TRIM_ABOVE = 1 << 27, 1 << 29
-"""Bytes: larger ones, such as embedding tables, have pages of their own, and no more than that stays in hand unused."""
+"""Bytes: larger allocations, such as embedding tables, get pages of their own; no more than this is kept after it was freed."""
 HUGE_PAGE = 1 << 21
 
 
 def keep_freed_memory() -> None:
-    """What is freed is taken again, rather than fresh pages of the system, each of which it must clear first: a sixth of a
-    training step on a CPU, a tenth of a preparation. Another C library goes on as it would."""
+    """Makes glibc reuse freed memory instead of returning it to the system, which must clear every fresh page.
+
+    Clearing takes a sixth of a training step on a CPU, and a tenth of a preparation. Does nothing under another C library.
+    """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, MMAP_ABOVE)
@@ -22,8 +24,10 @@ def keep_freed_memory() -> None:
 
 
 def zeros_on_huge_pages(address: int, size: int) -> None:
-    """Empties these bytes, which the next writes then find on pages of 2 MiB: of small pages, a large table looked up at random
-    has more than a processor can keep the places of. Where the system has no such pages, they may stay as they are."""
+    """Discards these bytes, so that the next write to them gets pages of 2 MiB, filled with zeros.
+
+    Random lookups in a large table on 4 KiB pages thrash the TLB. Where the system has no huge pages, the bytes may stay.
+    """
     first, last = -(-address // HUGE_PAGE) * HUGE_PAGE, (address + size) // HUGE_PAGE * HUGE_PAGE
     if first >= last or not hasattr(mmap, "MADV_HUGEPAGE"):
         return

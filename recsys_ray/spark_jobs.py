@@ -1,4 +1,4 @@
-"""Spark jobs that end with their caller: for preparation and for training on Spark, the only modules that import it."""
+"""Runs Spark jobs that end with their caller, for preparation and for training on Spark."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 def run_in_group(spark: SparkSession, description: str, work: Callable[[], T]) -> T:
-    """What `work` returns after its Spark jobs. Also after Ctrl-C none of them is left behind.
+    """Returns what `work` returns, and leaves none of its Spark jobs behind, not even after Ctrl-C.
 
-    They run in a thread of their own: a call to Java that Ctrl-C interrupts leaves that thread's connection unusable, and with it
-    no job could be cancelled.
+    `work` runs in a thread of its own: a call to Java that Ctrl-C interrupts leaves that thread's connection unusable, and no job
+    could be cancelled through it.
     """
     context, group = spark.sparkContext, f"recsys_ray-{uuid.uuid4().hex}"
 

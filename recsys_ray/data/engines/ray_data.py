@@ -9,13 +9,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
 import ray.data
 from ray.data import Datasink
-from ray.data._internal.execution.interfaces import TaskContext
 from ray.data.block import Block as RayBlock
 from ray.data.block import BlockAccessor
 from ray.data.datasource.datasink import WriteResult
@@ -86,7 +85,7 @@ class MDSDatasink(Datasink[PartReport]):
         """The number of rows below which Ray Data gives a write task more blocks."""
         return MIN_ROWS_PER_PART
 
-    def write(self, blocks: Iterable[RayBlock], ctx: TaskContext) -> PartReport:
+    def write(self, blocks: Iterable[RayBlock], ctx: Any) -> PartReport:
         """Writes the blocks of one write task as one part."""
         table = pa.concat_tables([BlockAccessor.for_block(block).to_arrow() for block in blocks])
         return self._writer.write(table, ctx.task_idx)
