@@ -1,4 +1,4 @@
-"""How a job ends on the command line: errors meant for its user become one line and an exit code."""
+"""The end of a job on the command line: an error meant for its user becomes one line and an exit code."""
 
 from __future__ import annotations
 

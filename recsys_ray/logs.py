@@ -1,4 +1,4 @@
-"""What reaches the terminal: this package's progress lines, and of other libraries only errors."""
+"""Logging set up so that the terminal shows this package's progress lines, and only errors of other libraries."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_third_model_trains_resumes_and_predicts_from_its_export(tree: Path, dat
     assert stopped["steps"] == 30 and finished["steps"] == 96 and finished["test_auc"] > max(0.6, stopped["test_auc"])
     assert json.loads((run_dir / "config.json").read_text())["model"]["name"] == "factorization_machine"
     assert (run_dir / "report.html").exists() and len(list((run_dir / "checkpoints").iterdir())) >= 2
-    predicted = json.loads(run(tree, "predict.py", str(run_dir)).splitlines()[-1])
+    predicted = json.loads(next(line for line in run(tree, "predict.py", str(run_dir)).splitlines() if line.startswith("{")))
     assert predicted["auc"] == pytest.approx(finished["test_auc"], abs=1e-6)
     assert predicted["logloss"] == pytest.approx(finished["test_logloss"], abs=1e-6)
 

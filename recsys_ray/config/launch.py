@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class RayConfig:
-    """What Ray Train asks of a Ray cluster, and how a Ray cluster is started on Spark."""
+    """The demands of Ray Train on a Ray cluster, and the Ray cluster that is started on Spark."""
 
     resources: dict[str, float] = field(default_factory=dict)
     """Custom resources that each worker needs besides CPUs and GPUs, such as `accelerator_type:A10G 0.001`."""

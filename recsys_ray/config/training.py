@@ -66,7 +66,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class ShardingConfig:
-    """How embedding tables may be spread over the workers."""
+    """The ways in which embedding tables may be spread over the workers."""
 
     types: tuple[Literal["table_wise", "row_wise", "column_wise", "table_row_wise"], ...] = ("table_wise", "row_wise")
     """The sharding types that the planner may choose from. With column_wise, row-wise Adagrad keeps a state for each shard's
@@ -78,7 +78,7 @@ class ShardingConfig:
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Where parameters, metrics and artifacts of a run are recorded."""
+    """The experiment tracker in which parameters, metrics and artifacts of a run are recorded."""
 
     backend: Literal["mlflow", "none"] = "mlflow"
     """mlflow: an MLflow server or database. none: nothing is recorded outside the run directory."""

@@ -118,6 +118,7 @@ class AttentionPooling(nn.Module):
         self._positions = positions
 
     def forward(self, embeddings: JaggedTensor) -> torch.Tensor:
+        """Returns one vector for each row, float32 [rows, embedding_dim]."""
         return _attend(embeddings.to_padded_dense(self._positions), embeddings.lengths(), self.query, self.position_bias)
 
 

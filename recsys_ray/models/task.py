@@ -65,7 +65,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a training step costs besides the embedding tables, for the planner. Counts are of float32 numbers."""
+    """The cost of a training step besides the embedding tables, for the planner. Counts are of float32 numbers."""
 
     dense_parameters: int
     """Parameters that every worker holds whole."""
@@ -104,7 +104,7 @@ class Task:
 
 
 class DatasetFacts(Protocol):
-    """What a model may ask of the dataset that it trains on, beyond the schema."""
+    """The facts that a model may ask of the dataset that it trains on, beyond the schema."""
 
     def catalogue(self) -> tuple[Columns, torch.Tensor]:
         """Returns the encoded item columns of all N items that may be recommended, and how many positive training rows each has,
@@ -117,7 +117,7 @@ class DatasetFacts(Protocol):
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What a model is built from besides its own configuration."""
+    """Everything that a model is built from besides its own configuration."""
 
     schema: Schema
     device: torch.device
@@ -129,7 +129,7 @@ class BuildContext:
 
 
 class RegisteredModel(NamedTuple):
-    """What the registry knows of a model: `MODEL` in the model's module."""
+    """The registry's entry of a model, which the model's module calls `MODEL`."""
 
     config: type[ModelConfig]
     build: Callable[[Any, BuildContext], Task]

@@ -211,13 +211,18 @@ class TwoTowerLoss(nn.Module):
         """Returns the mean loss of the global batch, and the scores [B] of the rows with their labels."""
         with torch.autocast(self._device_type, dtype=self._autocast, enabled=self._autocast is not None):
             queries, candidates = self.model(batch.dense, batch.sparse)
-        logits, loss = _logits_and_loss(queries, candidates, batch, self.bias, self._config)
+        logits, loss = _logits_and_loss(queries, candidates, batch, bias=self.bias, config=self._config)
         return loss, {"loss": loss.detach(), "logits": logits.detach(), "labels": batch.labels}
 
 
 @torch.fx.wrap
 def _logits_and_loss(
-    queries: torch.Tensor, candidates: torch.Tensor, batch: TwoTowerBatch, bias: torch.Tensor | None, config: TwoTowerConfig
+    queries: torch.Tensor,
+    candidates: torch.Tensor,
+    batch: TwoTowerBatch,
+    *,
+    bias: torch.Tensor | None,
+    config: TwoTowerConfig,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows = len(batch.labels)
     queries = queries[:rows]

@@ -15,7 +15,7 @@ from recsys_ray.planning.cost_model import StepTime, WorkerMemory, estimate_memo
 from recsys_ray.planning.workload import FLOAT_BYTES, Workload
 from recsys_ray.sharding.devices import GIB, bandwidths
 from recsys_ray.sharding.placement import TableShard
-from recsys_ray.sharding.planner import RESERVED, sharders, topology
+from recsys_ray.sharding.planner import RESERVED_SHARE, sharders, topology
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _best_options(workload: Workload, cluster: Cluster, limit: int) -> list[Shar
     planner = EmbeddingShardingPlanner(
         topology=topology(cluster.workers, cluster.gpus_per_node, kind=kind, memory=limit, speeds=bandwidths(cluster.device)),
         batch_size=workload.rows(cluster.workers),
-        storage_reservation=FixedPercentageStorageReservation(RESERVED),
+        storage_reservation=FixedPercentageStorageReservation(RESERVED_SHARE),
         constraints=workload.constraints,
         stats=[],
         debug=False,

@@ -10,7 +10,7 @@ from recsys_ray.planning.plan import ClusterPlan, usable_bytes
 from recsys_ray.planning.workload import Workload
 from recsys_ray.sharding.devices import GIB
 from recsys_ray.sharding.placement import placement_text
-from recsys_ray.sharding.planner import RESERVED
+from recsys_ray.sharding.planner import RESERVED_SHARE
 
 MIB = 1 << 20
 MEMORY = {
@@ -97,6 +97,6 @@ def too_small(workload: Workload, cluster: Cluster, smallest: ClusterPlan | None
     )
     return (
         f"the embedding tables ({workload.table_bytes / GIB:.2f} GiB with their optimizer state), activations and dense part do "
-        f"not fit in {cluster.workers} x {cluster.gpu} of {memory:g} GiB ({RESERVED:.0%} of it reserved on a GPU): {way_out}; or "
+        f"not fit in {cluster.workers} x {cluster.gpu} of {memory:g} GiB ({RESERVED_SHARE:.0%} of it reserved on a GPU): {way_out}; or "
         "lower num_embeddings in the schema, --model.embedding-dim or --train.global-batch, or allow more --sharding.types"
     )

@@ -1,4 +1,4 @@
-"""Where the shards of the embedding tables are: as data for the report, and as a table for people."""
+"""The placement of the embedding tables' shards, as data for the report and as a table for people."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from recsys_ray.config import OptimizerConfig, ShardingConfig
 from recsys_ray.distributed import World
 from recsys_ray.sharding.devices import DEVICES, GIB, bandwidths
 
-RESERVED = 0.15
+RESERVED_SHARE = 0.15
 """The share of each worker's memory that the planner leaves free."""
 FUSED = ["fused"]
 """The compute kernels on offer: tables in the worker's own memory, updated in the backward pass. On GPUs the planner would also
@@ -103,7 +103,7 @@ def make_plan(module: nn.Module, world: World, *, types: tuple[str, ...], memory
     planner = EmbeddingShardingPlanner(
         topology=topology(world.size, world.local_size, kind=kind, memory=memory, speeds=speeds),
         batch_size=local_batch,
-        storage_reservation=FixedPercentageStorageReservation(RESERVED),
+        storage_reservation=FixedPercentageStorageReservation(RESERVED_SHARE),
         debug=False,
     )
     try:
@@ -113,7 +113,7 @@ def make_plan(module: nn.Module, world: World, *, types: tuple[str, ...], memory
         tables = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters() if parameter.is_meta)
         raise ValueError(
             f"the embedding tables ({tables / GIB:.2f} GiB, and their optimizer state and activations besides) do not fit in "
-            f"{world.size} workers of {memory / GIB:.2f} GiB ({RESERVED:.0%} of it reserved): add workers, lower "
+            f"{world.size} workers of {memory / GIB:.2f} GiB ({RESERVED_SHARE:.0%} of it reserved): add workers, lower "
             f"num_embeddings in the schema or --model.embedding-dim{', or allow more --sharding.types' if world.size > 1 else ''}"
         ) from error
 

@@ -66,7 +66,7 @@ def autocast_type(loop: LoopConfig, world: World) -> torch.dtype | None:
     return torch.bfloat16 if wanted else None
 
 
-def start_tracking(config: TrainConfig, world: World, progress: Progress, dataset: DatasetDirectory, model: Any) -> Tracker:
+def start_tracking(config: TrainConfig, world: World, progress: Progress, *, dataset: DatasetDirectory, model: Any) -> Tracker:
     """Opens the tracker, and records configuration, sharding plan and dataset there and in the run directory."""
     run_dir, name = Path(config.run_dir), model_name(config.model)
     settings = flatten({**dataclasses.asdict(config), "model": {MODEL_NAME: name, **dataclasses.asdict(config.model)}})

@@ -17,7 +17,7 @@ from recsys_ray.launch.stopping import StopRequest
 
 
 class CheckpointAction(IntEnum):
-    """What all ranks do after a step; the highest action that any rank requests is taken."""
+    """An action that all ranks take after a step; the highest action that any rank requests is taken."""
 
     CONTINUE = 0
     SAVE = 1

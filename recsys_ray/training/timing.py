@@ -1,4 +1,4 @@
-"""Where the time goes: from a worker's start to its first step, and within an epoch; with the loss on the way."""
+"""Timing of a worker's start-up and of an epoch's steps, with the losses since the last report."""
 
 from __future__ import annotations
 

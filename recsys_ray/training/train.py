@@ -74,7 +74,7 @@ def prepare_run(config: TrainConfig, world: World, startup: StartupTimes) -> tup
         optimizer=optimizer,
         streams={},
         progress=progress,
-        tracker=start_tracking(config, world, progress, dataset, model),
+        tracker=start_tracking(config, world, progress, dataset=dataset, model=model),
         checkpoints=checkpoints,
         startup=startup,
     )

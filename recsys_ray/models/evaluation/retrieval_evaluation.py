@@ -72,11 +72,11 @@ class RetrievalEvaluator:
         model.eval()
         with torch.no_grad():
             users = self._interactions.users(model.module.model, stream, device)
-            found = self._evaluation(model.module.model, users, split, read, device) if len(users) else None
+            found = self._evaluation(model.module.model, users, split, read, device=device) if len(users) else None
         model.train()
         return found if get_rank() == 0 else None
 
-    def _evaluation(self, model: Any, users: UserQueries, split: str, read: SplitReader, device: torch.device) -> Evaluation:
+    def _evaluation(self, model: Any, users: UserQueries, split: str, read: SplitReader, *, device: torch.device) -> Evaluation:
         if split not in self._earlier:
             stream = chain.from_iterable(read(name) or () for name in EARLIER[split])
             self._earlier[split] = self._interactions.earlier(users, stream, device)

@@ -31,7 +31,7 @@ class Interactions(NamedTuple):
 
 
 class EarlierPairs(NamedTuple):
-    """What users of a split did in earlier splits: the items they have seen, and those among them that they liked."""
+    """Pairs of a split's users with items of earlier splits: all items that they have seen, and those that they liked."""
 
     seen: Pairs
     liked: Pairs

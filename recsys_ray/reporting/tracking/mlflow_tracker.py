@@ -18,7 +18,7 @@ from recsys_ray.config import TrainConfig
 log = logging.getLogger(__name__)
 RUN_ID_FILE = ".mlflow_run_id"
 """In the run directory: a run can end before its first checkpoint, which holds the id too."""
-VERSIONS = ("recsys-ray", "torch", "torchrec", "mosaicml-streaming", "mlflow")
+TAGGED_VERSIONS = ("recsys-ray", "torch", "torchrec", "mosaicml-streaming", "mlflow")
 
 
 def tracking_uri(config: TrainConfig) -> str:
@@ -100,7 +100,7 @@ def _create_run(client: MlflowClient, config: TrainConfig, settings: dict[str, A
 
 
 def _tags() -> dict[str, str]:
-    return {"mlflow.source.git.commit": git_commit(), **{f"version.{name}": version(name) for name in VERSIONS}}
+    return {"mlflow.source.git.commit": git_commit(), **{f"version.{name}": version(name) for name in TAGGED_VERSIONS}}
 
 
 def git_commit() -> str:

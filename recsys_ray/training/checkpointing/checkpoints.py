@@ -61,7 +61,7 @@ class Checkpoints:
         self._saver.amend(progress.step, self._note(progress), self._best_first(progress))
 
     def best(self, progress: Progress) -> int:
-        """Returns the step of the best intact checkpoint, once all are written. Raises OSError where the last one could not be."""
+        """Returns the step of the best intact checkpoint, once all are written. Raises OSError where the last could not be."""
         if progress.step not in self._committed():  # it could not be written when it was due: try once more
             self._save(progress)
         committed = self._committed()

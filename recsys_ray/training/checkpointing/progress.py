@@ -1,4 +1,4 @@
-"""How far a run has come: what a checkpoint holds besides its tensors."""
+"""The progress of a run, which a checkpoint holds besides its tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must stay the same for a run to resume (model, schema, data, order of rows), and which other settings have changed."""
+"""The identity of a run (model, schema, data, order of rows), which a resumed run must share, and settings that may change."""
 
 from __future__ import annotations
 
