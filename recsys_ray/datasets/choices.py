@@ -51,28 +51,40 @@ def generate_choices(
         random = np.random.default_rng(seed)
         style, taste = random.normal(size=(items, LATENT_DIM)), random.normal(size=(users, LATENT_DIM))
         popularity = random.permutation(-skew * np.log(np.arange(1, items + 1)))
-        parts = [
+        chosen = [
             _choose(random, taste[first : first + USERS_AT_ONCE] @ style.T / LATENT_DIM**0.5 + popularity, choices)
             for first in range(0, users, USERS_AT_ONCE)
         ]
-        chosen = np.concatenate(parts)
-        table = pa.table(
-            {
-                "user_id": np.repeat(np.arange(users), choices),
-                "item_id": chosen.reshape(-1),
-                "timestamp": np.tile(np.arange(choices), users),
-            }
-        )
-        kinds = np.array([f"kind {number}" for number in range(ITEM_KINDS)])[style[:, :ITEM_KINDS].argmax(axis=1)]
-        titles = [f"item {number}, {kind}" for number, kind in enumerate(kinds)]
-        countries = np.where(taste[:, 0] > 0, "north", "south")
-        pq.write_table(with_recent_items(table, RECENT_CHOICES), folder / "interactions.parquet")
-        pq.write_table(pa.table({"user_id": np.arange(users), "country": countries}), folder / "users.parquet")
-        pq.write_table(pa.table({"item_id": np.arange(items), "kind": kinds, "title": titles}), folder / "items.parquet")
+        pq.write_table(_interactions(np.concatenate(chosen)), folder / "interactions.parquet")
+        pq.write_table(_users(taste), folder / "users.parquet")
+        pq.write_table(_items(style), folder / "items.parquet")
         (folder / "schema.json").write_text(CHOICES_SCHEMA.to_json())
 
     made_from = {"users": users, "items": items, "choices": choices, "skew": skew, "seed": seed}
     return build_once(out, {"dataset": "choices", **made_from}, write)
+
+
+def _interactions(chosen: np.ndarray) -> pa.Table:
+    """Returns the interactions of users who choose the items `chosen` [users, choices] one after the other."""
+    users, choices = chosen.shape
+    table = pa.table(
+        {
+            "user_id": np.repeat(np.arange(users), choices),
+            "item_id": chosen.reshape(-1),
+            "timestamp": np.tile(np.arange(choices), users),
+        }
+    )
+    return with_recent_items(table, RECENT_CHOICES)
+
+
+def _users(taste: np.ndarray) -> pa.Table:
+    return pa.table({"user_id": np.arange(len(taste)), "country": np.where(taste[:, 0] > 0, "north", "south")})
+
+
+def _items(style: np.ndarray) -> pa.Table:
+    kinds = np.array([f"kind {number}" for number in range(ITEM_KINDS)])[style[:, :ITEM_KINDS].argmax(axis=1)]
+    titles = [f"item {number}, {kind}" for number, kind in enumerate(kinds)]
+    return pa.table({"item_id": np.arange(len(style)), "kind": kinds, "title": titles})
 
 
 def _choose(random: np.random.Generator, logits: np.ndarray, number: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import dataclasses
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -60,21 +61,14 @@ def generate_clicks(
         multi=multi,
         seed=seed,
     )
-    described = dataclasses.asdict(teacher)
 
     def write(folder: Path) -> None:
         _write_interactions(teacher, rows, folder / "interactions", block_rows)
-        counts = _count(teacher, rows, block_rows)
-        facts = {
-            "best_auc": auc_of_counts(counts),
-            "positive_rate": float(counts.positive.sum() / rows),
-            "rows": rows,
-            "teacher": described,
-        }
+        facts = _facts(teacher, _count(teacher, rows, block_rows))
         (folder / "teacher.json").write_text(json.dumps(facts, indent=2) + "\n")
         (folder / "schema.json").write_text(teacher_schema(teacher).to_json())
 
-    return build_once(out, {"dataset": "synthetic", "rows": rows, **described}, write)
+    return build_once(out, {"dataset": "synthetic", "rows": rows, **dataclasses.asdict(teacher)}, write)
 
 
 def teacher_schema(teacher: Teacher) -> Schema:
@@ -105,6 +99,16 @@ def _count(teacher: Teacher, number: int, block_rows: int) -> LabelCounts:
     for batch in counted.iter_batches(batch_size=None):
         np.add.at(total, batch["bin"], np.stack([batch["positive"], batch["negative"]], axis=1))
     return LabelCounts(total[:, 0], total[:, 1])
+
+
+def _facts(teacher: Teacher, counts: LabelCounts) -> dict[str, Any]:
+    rows = int(counts.positive.sum() + counts.negative.sum())
+    return {
+        "best_auc": auc_of_counts(counts),
+        "positive_rate": float(counts.positive.sum() / rows),
+        "rows": rows,
+        "teacher": dataclasses.asdict(teacher),
+    }
 
 
 def _numbers(number: int, block_rows: int) -> ray.data.Dataset:

@@ -73,8 +73,8 @@ def _start_session() -> SparkSession:
                 return SparkSession.builder.appName("recsys_ray").config(map=dict(settings)).getOrCreate()
         except PySparkException as error:
             log.seek(0)
-            said = [line for line in log.read().splitlines() if line.strip()]
-            raise EngineFailed(f"Spark did not start ({said[-1] if said else error}). {JAVA_REMEDY}") from error
+            lines = [line for line in log.read().splitlines() if line.strip()]
+            raise EngineFailed(f"Spark did not start ({lines[-1] if lines else error}). {JAVA_REMEDY}") from error
 
 
 @contextmanager
