@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ray import cloudpickle
 from ray.exceptions import OutOfMemoryError
 from ray.train.constants import RAY_CHDIR_TO_TRIAL_DIR
 from ray.train.torch import TorchConfig
@@ -24,6 +25,7 @@ from recsys_ray.launch.ray_capacity import wait_for_capacity, worker_resources
 from recsys_ray.launch.ray_cluster import ray_cluster
 from recsys_ray.launch.worker import Train, launched_run, run_worker
 from recsys_ray.launch.worker_records import explain_failure
+from recsys_ray.logs import configure_logging
 
 ELASTIC_START_SECONDS = "10"
 """How long Ray Train waits for workers to start before it asks for them again, by default 60 s.
@@ -38,8 +40,9 @@ class RayLauncher:
     def run(self, train: Train, config: TrainConfig) -> None:
         bundle = worker_resources(config.launch)
         wait_for_capacity(bundle, config.launch)
+        packed = cloudpickle.dumps((train, config))
         trainer = TorchTrainer(
-            lambda: run_worker(train, config),
+            lambda: _run_packed(packed),
             scaling_config=scaling(config.launch, bundle),
             torch_config=TorchConfig(backend="nccl" if bundle.get("GPU") else "gloo"),
             run_config=RunConfig(
@@ -54,6 +57,16 @@ class RayLauncher:
                 trainer.fit()
         except TrainingFailedError as error:
             raise explain_failure(config.run_dir, _vanished_workers(error)) or error from None
+
+
+def _run_packed(packed: bytes) -> None:
+    """Runs a worker. Logging is set up before `train` and its configuration are unpickled.
+
+    Unpickling imports fbgemm, which announces each of its libraries to the root logger, and Ray shows those lines to the user.
+    """
+    configure_logging()
+    train, config = cloudpickle.loads(packed)
+    run_worker(train, config)
 
 
 @contextmanager

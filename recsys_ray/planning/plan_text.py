@@ -97,6 +97,7 @@ def too_small(workload: Workload, cluster: Cluster, smallest: ClusterPlan | None
     )
     return (
         f"the embedding tables ({workload.table_bytes / GIB:.2f} GiB with their optimizer state), activations and dense part do "
-        f"not fit in {cluster.workers} x {cluster.gpu} of {memory:g} GiB ({RESERVED_SHARE:.0%} of it reserved on a GPU): {way_out}; or "
-        "lower num_embeddings in the schema, --model.embedding-dim or --train.global-batch, or allow more --sharding.types"
+        f"not fit in {cluster.workers} x {cluster.gpu} of {memory:g} GiB ({RESERVED_SHARE:.0%} of it reserved on a GPU): "
+        f"{way_out}; or lower num_embeddings in the schema, --model.embedding-dim or --train.global-batch, or allow more "
+        "--sharding.types"
     )

@@ -22,7 +22,7 @@ NO_ID = 1 << 40
 
 
 class Interactions(NamedTuple):
-    """User and item of each row, int64 table rows [rows]; whether it counts, and whether it counts and is positive, bool [rows]."""
+    """User and item of each row (int64 table rows), and whether it counts, and counts and is positive (bool); all [rows]."""
 
     users: torch.Tensor
     items: torch.Tensor
