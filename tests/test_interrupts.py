@@ -80,6 +80,7 @@ def test_nothing_is_left(dataset: Path, tmp_path: Path, temporary: Path, argumen
     wait_for_steps(job, tmp_path)
     assert segments() > before
     assert len(marked(mark)) > 2
+    assert list(temporary.glob("recsys_ray-*/*")), "the cache of shards is elsewhere"
     interrupt(job, tmp_path, number)
     if number == signal.SIGTERM:
         steps = re.findall(r"epoch \d+/500 +step +(\d+) ", (tmp_path / "log").read_text())
@@ -87,7 +88,7 @@ def test_nothing_is_left(dataset: Path, tmp_path: Path, temporary: Path, argumen
     assert wait_until_gone(lambda: marked(mark)) == []
     assert segments() == before
     assert list(temporary.glob("*_filelock")) == []
-    assert list(temporary.glob("recsys_ray*")) == []
+    assert list(temporary.glob("recsys_ray-*")) == []
 
 
 @pytest.fixture
