@@ -116,8 +116,7 @@ def test_private_names_of_base_classes_are_found(method: str, shared: str | None
 def test_compat_refuses_another_version(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = import_module(f"recsys_ray.compat.{name}")
     monkeypatch.setattr(metadata, "version", lambda package: ABSENT)
-    checked = " and ".join(module.VERSIONS)
-    with pytest.raises(ImportError, match=rf"^\S+ {ABSENT} is installed, .* checked for {checked} only: install one of these$"):
+    with pytest.raises(ImportError, match=rf"^\S+ {ABSENT} is installed, .* checked for [\d. and]+ only: install one of these$"):
         reload(module)
 
 

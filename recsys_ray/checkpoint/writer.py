@@ -47,6 +47,7 @@ class ChecksumWriter(FsspecWriter):
         self.files: dict[str, dict[str, Any]] = {}
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Writes this worker's part. Raises ValueError for values that are not finite."""
         _check_finite(plan, planner)
         return with_retries(f"writing {self.path}", lambda: self._write_all(plan, planner))
 
@@ -61,6 +62,7 @@ class ChecksumWriter(FsspecWriter):
         return ChecksummedResult(result.index, result.size_in_bytes, result.storage_data, size, checksum)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Writes the metadata on the worker that coordinates, and fills `files` from the results of all."""
         with_retries(f"writing {self.path}", lambda: super(ChecksumWriter, self).finish(metadata, results))
         for result in chain.from_iterable(results):
             assert isinstance(result, ChecksummedResult)

@@ -18,8 +18,7 @@ from typing import Any
 
 from recsys_ray.compat.versions import require_version
 
-VERSIONS = ("2.60",)
-require_version("ray", VERSIONS)
+require_version("ray", ["2.60"])
 
 import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available

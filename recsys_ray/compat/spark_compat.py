@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from recsys_ray.compat.versions import require_version
 
-VERSIONS = ("4.0", "4.3")
-require_version("pyspark", VERSIONS)
+require_version("pyspark", ["4.0", "4.3"])
 
 from pyspark.sql import SparkSession
 

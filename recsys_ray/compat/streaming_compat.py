@@ -27,8 +27,7 @@ from numpy import typing as npt
 
 from recsys_ray.compat.versions import require_version
 
-VERSIONS = ("0.13",)
-require_version("mosaicml-streaming", VERSIONS)
+require_version("mosaicml-streaming", ["0.13"])
 
 
 @contextmanager

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from recsys_ray.compat.versions import require_version
 
-VERSIONS = ("2.11", "2.13")
-require_version("torch", VERSIONS)
+require_version("torch", ["2.11", "2.13"])
 
 import torch
 import torch.distributed as dist

@@ -29,6 +29,7 @@ class LocalLauncher:
     """A Launcher by torch elastic."""
 
     def run(self, train: Train, config: TrainConfig) -> None:
+        """Runs `train` once on every worker. Raises WorkerFailed."""
         launch = config.launch
         hide_gpus = not _gpus_needed(launch)
         logs = Path(config.run_dir, RECORDS_FOLDER, "logs")

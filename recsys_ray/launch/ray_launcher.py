@@ -38,6 +38,7 @@ class RayLauncher:
     """A Launcher by Ray Train on the connected cluster."""
 
     def run(self, train: Train, config: TrainConfig) -> None:
+        """Runs `train` once on every worker. Raises WorkerFailed."""
         bundle = worker_resources(config.launch)
         wait_for_capacity(bundle, config.launch)
         packed = cloudpickle.dumps((train, config))

@@ -25,6 +25,7 @@ class SparkLauncher:
         self._spark = spark
 
     def run(self, train: Train, config: TrainConfig) -> None:
+        """Runs `train` once on every worker. Raises WorkerFailed."""
         distributor = self._distributor(config.launch)
         with launched_run(config):
             self._run(distributor, train, config)

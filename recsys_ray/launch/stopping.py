@@ -41,7 +41,7 @@ class Stopped(SystemExit):
 
 
 class StopRequest:
-    """What a worker knows of a request to stop, by SIGTERM to it or by the launching process.
+    """A worker's view of a request to stop, which comes by SIGTERM to it or by the launching process.
 
     Args:
         run_dir: the run directory, where the launching process leaves its file.

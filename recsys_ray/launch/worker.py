@@ -22,7 +22,7 @@ PR_SET_PDEATHSIG = 1
 
 
 class Train(Protocol):
-    """What a launcher runs on every worker."""
+    """The function that a launcher runs on every worker."""
 
     def __call__(self, config: TrainConfig, /) -> None: ...
 

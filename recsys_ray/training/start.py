@@ -101,7 +101,9 @@ def log_start(run: Run, changes: list[str], notes: list[str]) -> None:
 def open_streams(config: TrainConfig, dataset: DatasetDirectory, world: World) -> dict[str, BlockStream]:
     """Opens a stream for each split that has rows. Every worker calls it."""
     separate_shared_memory(world.same_host_offset)
-    cache = shard_cache(config.data.cache, config.run_dir, shared_token(world), world.node, world.local_rank)
+    cache = shard_cache(
+        config.data.cache, config.run_dir, attempt=shared_token(world), node=world.node, local_rank=world.local_rank
+    )
     layout = batch_layout(config.train.global_batch, dataset.summary["block_rows"], world.size)
     weight = dataset.schema.weight.name if dataset.schema.weight else ""
     return {

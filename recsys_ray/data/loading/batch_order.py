@@ -22,7 +22,7 @@ EMPTY = -1
 
 
 class Assignment(NamedTuple):
-    """What fills the slots of batches: one slot for each block that the workers read together in a step."""
+    """The contents of batches, slot by slot: all workers together read one slot for each of their blocks in a step."""
 
     blocks: Ids
     """[batches, slots], EMPTY where there is none."""

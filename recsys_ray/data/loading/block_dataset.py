@@ -61,7 +61,7 @@ class BlockDataset(ExtensibleDataset):
 
     @property
     def blocks_per_epoch(self) -> int:
-        """How many blocks all workers read in an epoch, with those that are repeated to even out the canonical nodes."""
+        """The number of blocks in an epoch over all workers, with those that are repeated to even out the canonical nodes."""
         assert self.num_canonical_nodes is not None
         return get_partitions(PARTITION, self.epoch_size, self.num_canonical_nodes, 1, 1, 1, 1).size
 

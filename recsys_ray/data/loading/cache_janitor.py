@@ -27,7 +27,7 @@ _locks_held: list[TextIO] = []
 """Until this process ends."""
 
 
-def shard_cache(root: str, run_dir: str, attempt: str, node: int, local_rank: int) -> Path:
+def shard_cache(root: str, run_dir: str, *, attempt: str, node: int, local_rank: int) -> Path:
     """Returns the folder for this node's shards; a janitor, started here, removes it once the node's last worker has ended.
 
     Every worker of the node calls this. Two runs on one host, or two "nodes" of one host, get folders of their own.

@@ -38,12 +38,12 @@ class BatchLayout:
 
     @property
     def blocks(self) -> int:
-        """How many each worker reads in a step: equally many, so together they may read more than the batch has."""
+        """The number of blocks that each worker reads in a step. Together they may read more than the batch has."""
         return -(-self.global_blocks // self.workers)
 
     @property
     def rows(self) -> int:
-        """How many each worker reads in a step."""
+        """The number of rows that each worker reads in a step."""
         return self.blocks * self.block_rows
 
     def padding_note(self) -> str:
@@ -95,19 +95,7 @@ class BlockStream:
             predownload=max(config.predownload, layout.blocks),
         )
         note_shared_memory(cache.parent, self._dataset.shared_memory_number)
-        workers = config.loader_workers if config.loader_workers is not None else 2 * torch.cuda.is_available()
-        if workers:
-            _start_forkserver()
-        self._loader = DataLoader(
-            self._dataset,
-            batch_size=layout.blocks,
-            num_workers=workers,
-            # Without one the loader would draw from the model's generator, for dropout: once an epoch and again after a resume.
-            generator=torch.Generator(),
-            collate_fn=partial(_collate, BlockCollator.of(self._dataset.shards[0], layout.block_rows)),
-            persistent_workers=workers > 0,
-            multiprocessing_context="forkserver" if workers else None,
-        )
+        self._loader = _data_loader(self._dataset, layout, config.loader_workers)
         self._layout, self._weight = layout, weight
         self._blocks_done = 0
         self.block_rows = layout.block_rows
@@ -151,6 +139,22 @@ class BlockStream:
 
     def _steps_after(self, blocks: int) -> int:
         return -(-(self.blocks - blocks) // self._layout.global_blocks)
+
+
+def _data_loader(dataset: BlockDataset, layout: BatchLayout, loader_workers: int | None) -> DataLoader:
+    workers = loader_workers if loader_workers is not None else 2 * torch.cuda.is_available()
+    if workers:
+        _start_forkserver()
+    return DataLoader(
+        dataset,
+        batch_size=layout.blocks,
+        num_workers=workers,
+        # Without one the loader would draw from the model's generator, for dropout: once an epoch and again after a resume.
+        generator=torch.Generator(),
+        collate_fn=partial(_collate, BlockCollator.of(dataset.shards[0], layout.block_rows)),
+        persistent_workers=workers > 0,
+        multiprocessing_context="forkserver" if workers else None,
+    )
 
 
 def _start_forkserver() -> None:
