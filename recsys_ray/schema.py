@@ -114,22 +114,27 @@ class Schema:
 
     @property
     def label(self) -> Label | None:
+        """The label column; None when every row is a positive example."""
         return next((column for column in self.columns if isinstance(column, Label)), None)
 
     @property
     def dense(self) -> tuple[Dense, ...]:
+        """The dense columns, in order."""
         return tuple(column for column in self.columns if isinstance(column, Dense))
 
     @property
     def categorical(self) -> tuple[Categorical, ...]:
+        """The categorical columns, in order."""
         return tuple(column for column in self.columns if isinstance(column, Categorical))
 
     @property
     def weight(self) -> Weight | None:
+        """The weight column, if any."""
         return next((column for column in self.columns if isinstance(column, Weight)), None)
 
     @property
     def timestamp(self) -> Timestamp | None:
+        """The timestamp column, if any."""
         return next((column for column in self.columns if isinstance(column, Timestamp)), None)
 
     def key(self, side: Side) -> Categorical | None:

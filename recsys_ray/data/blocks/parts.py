@@ -48,7 +48,7 @@ class PartReport:
 
 @dataclass(frozen=True)
 class CommitReport:
-    """What was written in all: the rows of each split, and the `row_hash_sum` over all of them."""
+    """The total of all parts: the number of rows written to each split, and the `row_hash_sum` of all of them."""
 
     rows: dict[str, int]
     hash_sum: int

@@ -27,7 +27,7 @@ UNMEASURED = Scale(0.0, 1.0)
 
 @dataclass(frozen=True)
 class EarlierDataset:
-    """What is kept of the dataset that this one grows from, and which dataset that is."""
+    """The dataset that this one grows from: what is kept of it, and which dataset it is."""
 
     kept: KeptStatistics = NOTHING_KEPT
     path: str = ""

@@ -1,6 +1,6 @@
-"""Which rows are bad, and which are train, validation and test: pure functions of a row, so that every pass agrees.
+"""The rules that say which rows are bad, and which are train, validation and test: functions of a row, so that all passes agree.
 
-RowRules answers both questions for a batch. `TimeCounts` finds the boundaries of the split by time; the leave-one-out split is in
+`RowRules` applies both to a batch. `TimeCounts` finds the boundaries of the split by time; the leave-one-out split is in
 `leave_one_out.py`.
 """
 

@@ -1,5 +1,4 @@
-"""Parquet files behind a path, glob or URL: they are listed, their footers are read, and faulty files are refused before any row
-is read."""
+"""Parquet files behind a path, glob or URL, which are listed and checked by their footers before any row is read."""
 
 from __future__ import annotations
 

@@ -21,10 +21,12 @@ class InputTable(Protocol):
     """A table that preparation reads, with what is known of it before its rows are read: ParquetFiles or a SparkTable."""
 
     @property
-    def rows(self) -> int: ...
+    def rows(self) -> int:
+        """The number of rows."""
 
     @property
-    def arrow_schema(self) -> pa.Schema: ...
+    def arrow_schema(self) -> pa.Schema:
+        """The names and types of the columns."""
 
     @property
     def stamps(self) -> tuple[str, ...]:

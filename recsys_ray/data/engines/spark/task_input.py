@@ -1,4 +1,4 @@
-"""What Spark's Python tasks read: row groups of Parquet files, or the rows of a Spark table, as Arrow tables. Imports no Spark.
+"""The input of Spark's Python tasks: row groups of Parquet files or rows of a Spark table, as Arrow tables. Imports no Spark.
 
 Arrow reads the files, not Spark: rows, types and errors are then the same as on Ray Data. Spark's own reader refuses nanoseconds
 and takes the names of folders for columns.

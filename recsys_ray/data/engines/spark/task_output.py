@@ -1,4 +1,4 @@
-"""What Spark's Python tasks write: rows sent to parts by a global shuffle, the parts themselves, and bad rows. Imports no Spark.
+"""The output of Spark's Python tasks: rows sent to parts by a global shuffle, the parts, and bad rows. Imports no Spark.
 
 In the shuffle rows travel as Arrow IPC bytes, one value for all rows of a batch that go to the same part: Spark then moves a few
 large values rather than every cell of every row.
