@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/$(if $(shell command -v nvidia-smi),gpu,cpu).lock
-# uv does not read pip's configuration: hand it pip's find-links; without any, its own index of CPU builds serves torch.
+# uv does not read pip's configuration, so it is given pip's find-links; without any, torch comes from uv's index of CPU builds.
 CPU_TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 TORCH_SOURCE := $(if $(findstring cpu,$(LOCK)),$(CPU_TORCH))
 SPEED := convert load train scale memory growth startup retrieval
@@ -24,16 +24,16 @@ unit: $(VENV)/.ready  ## the fast tests, for the edit loop: under a minute
 test: $(VENV)/.ready  ## all tests but the long ones: under twenty minutes
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.ready
+lint: $(VENV)/.ready  ## what .pre-commit-config.yaml runs too: ruff, mypy, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.ready  ## how fast we are beside the usual recipe and the limit, figures to benchmarks/results: 12 minutes
+bench: $(VENV)/.ready  ## speed compared with the usual recipe and the limit of the machine, appended to benchmarks/results: 12 minutes
 	for name in $(SPEED); do echo "== $$name"; $(BIN)/python -m benchmarks.speed.$$name; done
 
-bench-models: $(VENV)/.ready  ## how good the models are, and the other benchmarks, in turn: hours
+bench-models: $(VENV)/.ready  ## the quality of the models, and the other benchmarks, one after another: hours
 	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
 chaos: $(VENV)/.ready  ## the long tests, then ten runs under local and ten under Ray, each with a SIGKILL at a random moment: 20 minutes
@@ -41,8 +41,8 @@ chaos: $(VENV)/.ready  ## the long tests, then ten runs under local and ten unde
 	$(BIN)/python -m tests.chaos
 
 # The locks are installed with --no-deps: torchrec depends on fbgemm-gpu, which cannot load on a machine without CUDA.
-# Compiled once, here: a run has a dozen processes, and where Python may not write its cache each would compile torch anew
-# (importing the trainer took 23 s rather than 7).
+# Compiled to bytecode once, here: a run has a dozen processes, and where Python cannot write its cache each of them would compile
+# torch again (importing the trainer took 23 s rather than 7).
 $(VENV)/.ready: $(LOCK) pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv==0.13.9
@@ -50,7 +50,7 @@ $(VENV)/.ready: $(LOCK) pyproject.toml
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --editable .
 	touch $@
 
-# The lock says torch==2.13.0 without "+cpu", so that any source of that version fits.
+# The lock says torch==2.13.0 without "+cpu", so that every source of that version matches.
 lock: $(VENV)/.ready
 	$(COMPILE) $(CPU_TORCH) --override requirements/overrides-cpu.txt pyproject.toml requirements/cpu.in | sed 's/+cpu//' >requirements/cpu.lock.new
 	mv requirements/cpu.lock.new requirements/cpu.lock
