@@ -1,9 +1,10 @@
-"""How long training stands still for a checkpoint: ours, written in the background, beside torch.distributed.checkpoint's `save`.
+"""Measures how long training waits for a checkpoint: ours, written in the background, and torch.distributed.checkpoint's `save`.
 
     python benchmarks/checkpoint_stall.py            # a model of 1 GB, about a minute
 
-One process, a real DLRM with its optimizer state, the two ways in turn. "Pause" is the call alone; "time lost" is what as many
-training steps took longer with a checkpoint among them than without: the writing thread takes CPU from them.
+One process trains a real DLRM with its optimizer state and saves it in both ways in turn. "Pause" is the duration of the call;
+"time lost" also has how much longer the training steps took while the background thread was writing, since it takes CPU from
+them.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ DIM, TABLES = 64, 8
 @dataclass(frozen=True)
 class Stall:
     gib: float = 1.0
-    """Of embedding tables."""
+    """GiB of embedding tables."""
     repeats: int = 5
     batch: int = 4096
     folder: str = ""
-    """Where to write; empty: the temporary folder."""
+    """Where checkpoints are written; empty: the temporary folder."""
 
 
 def main(stall: Stall) -> None:
@@ -59,7 +60,7 @@ def main(stall: Stall) -> None:
     step, batches = make_step(model, optimizer, world), [_batch(task, seed, stall.batch, rows) for seed in range(8)]
 
     def train(seconds: float) -> int:
-        """Steps in that time, at least one."""
+        """Trains for that time and returns the number of steps, at least one."""
         began, steps = time.perf_counter(), 0
         while not steps or time.perf_counter() - began < seconds:
             step(iter([batches[steps % 8]]))
@@ -81,7 +82,7 @@ def measure(stall: Stall, folder: Path, state: dict[str, Any], train: Callable[[
     peaks: dict[str, float] = {}
     written, lost = [], []
     saver.reserve(state)
-    train(3)  # warm up; the buffers are there by then
+    train(3)  # warm up; the buffers are allocated by then
     for number in range(stall.repeats):
         _forget_peak()
         began = time.perf_counter()
@@ -94,7 +95,7 @@ def measure(stall: Stall, folder: Path, state: dict[str, Any], train: Callable[[
         began = time.perf_counter()
         saver.save(number, state, {})
         pauses["ours"].append(time.perf_counter() - began)
-        # In short bursts, until it is written.
+        # Train in short bursts until the checkpoint is written.
         steps, training = 0, time.perf_counter()
         while any(not pending.done() for pending in saver._pending):
             steps += train(0.05)
@@ -156,12 +157,12 @@ def _batch(task: Task, seed: int, batch: int, rows: int) -> Batch:
 
 
 def _forget_peak() -> None:
-    """Linux: the highest resident size is counted anew."""
+    """Resets the peak resident size of this process, on Linux."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_gib() -> float:
-    """Resident, of this process since then."""
+    """Returns the peak resident size of this process since it was reset."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) / (1 << 20)
 

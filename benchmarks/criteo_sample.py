@@ -1,4 +1,4 @@
-"""Real Criteo-like rows, with nulls: prepare, train, test AUC. No published table belongs to this sample.
+"""Prepares and trains on real Criteo rows with nulls, and prints the test AUC. There is no published table for this sample.
 
 python benchmarks/criteo_sample.py [--parquet ../shared/data/criteo-sample/criteo_80k.parquet] [--work runs/criteo-sample]
 """

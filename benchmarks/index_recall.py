@@ -1,6 +1,6 @@
 """Measures the vector index at its default settings on a million vectors: recall, and queries per second compared with faiss.
 
-    python benchmarks/index_recall.py [--vectors 1000000] [--dim 64]        # wants pip install 'recsys-ray[benchmarks]'
+    python benchmarks/index_recall.py [--vectors 1000000] [--dim 64]        # needs pip install 'recsys-ray[benchmarks]'
 
 Recall@100 against exact search is measured on queries that the index was not calibrated on, one at a time, on one thread. faiss
 HNSW runs with the smallest efSearch that reaches the same recall. It searches by distance, because by inner product its graph

@@ -1,7 +1,7 @@
-"""One training under every launcher: the same rows in the same order, the same loss at every step, the same weights, bit by bit.
+"""Runs one training under every launcher and compares the order of rows, the loss of every step and the weights, bit by bit.
 
 python benchmarks/launcher_parity.py                       # ray, spark on the driver, spark on two executors, local
-python benchmarks/launcher_parity.py --model two_tower     # the retrieval model, on choices by as many users as make these rows
+python benchmarks/launcher_parity.py --model two_tower     # the retrieval model, on choices of rows / 20 users
 python benchmarks/launcher_parity.py --rows 20000 --dense 3 --categorical 4 --engines local ray      # a short form
 """
 
@@ -61,7 +61,7 @@ class Parity:
     global_batch: int = 2048
     engines: tuple[str, ...] = ("ray", "spark-driver", "spark-cluster", "local")
     dataset: str = ""
-    """A dataset directory prepared before; with it one engine trains, in this process, and its figures alone are printed."""
+    """A prepared dataset directory; with it only the first engine trains, in this process, and its figures are printed."""
 
 
 def main(job: Parity) -> None:
@@ -95,13 +95,13 @@ def prepared(job: Parity, folder: Path) -> Path:
 
 
 def launch_config(engine: str, workers: int) -> LaunchConfig:
-    # Two executors of one core each: what a Spark cluster of two small machines is.
+    # Executors of one core each, like a Spark cluster of small machines.
     spark = SparkConfig(mode="cluster", master=f"local-cluster[{workers},1,1024]") if engine == "spark-cluster" else SparkConfig()
     return LaunchConfig(engine.split("-")[0], workers, cpus_per_worker=0.5, spark=spark)
 
 
 def in_own_process(job: Parity, engine: str, dataset: Path) -> dict[str, Any]:
-    """As a user would run it: nothing that one engine leaves in a process can touch the next."""
+    """Runs one engine in a process of its own, as a user would, so that no state of one engine can affect the next."""
     sizes = {"model": job.model, "epochs": job.epochs, "global-batch": job.global_batch, "workers": job.workers}
     command = [sys.executable, __file__, "--dataset", str(dataset), "--engines", engine]
     command += [f"--{name}={value}" for name, value in sizes.items()]
@@ -141,7 +141,7 @@ def measure(job: Parity, engine: str, dataset: Path) -> dict[str, Any]:
 
 
 def audited_train(config: TrainConfig) -> None:
-    """train(config), with a digest of every batch that a worker reads written to its own file, in the order of reading."""
+    """Runs train(config), and writes a digest of every batch that this worker reads to a file of its own, in order."""
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     read = BlockStream.__iter__

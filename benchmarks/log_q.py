@@ -1,9 +1,10 @@
-"""What the logQ correction is worth: the same Two Tower with and without it, on choices skewed by popularity.
+"""Measures the effect of the logQ correction: the same Two Tower with and without it, on choices skewed by popularity.
 
     python benchmarks/log_q.py [--users 20000] [--items 5000] [--skew 1.0]
 
-Users choose by taste times popularity (recsys_ray/datasets/choices.py), and the latest choice is held out. In-batch negatives
-come by popularity too, so without correction a model learns taste alone. Recall and NDCG against the whole catalogue, by seeds.
+Users choose by taste times popularity (recsys_ray/datasets/choices.py), and the latest choice is held out. In-batch negatives are
+sampled by popularity too, so without the correction a model learns taste alone. Recall and NDCG are over the whole catalogue, the
+mean over seeds.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def outcome(work: Path, path: str, log_q: bool, seed: int) -> dict[str, Any]:
 
 
 def mean_of(outcomes: list[dict[str, Any]], name: str, place: int) -> dict[str, Any]:
-    """The entry at `place` of the comparisons, averaged."""
+    """Returns the entry at `place` of the comparisons, averaged over the outcomes."""
     metrics = [one["comparison"][place]["metrics"] for one in outcomes]
     return {"name": name, "metrics": {key: float(np.mean([one[key] for one in metrics])) for key in metrics[0]}}
 

@@ -1,11 +1,12 @@
-"""Memory that jobs/plan.py predicts, beside what a run on this machine really takes: two workers of one core, 1 GiB of tables.
+"""Compares the memory that jobs/plan.py predicts with what a run on this machine takes: two workers of one core, 1 GiB of tables.
 
     python benchmarks/plan_memory.py            # a minute
     python benchmarks/plan_memory.py --gib 4 --dim 256 --sharding column_wise
 
 The workers train a real DLRM, sharded over gloo. Tables, optimizer state and dense part are the bytes of each worker's tensors;
-"rest" is what the process had resident at its peak, less these and less what it had before the model was made. A second run is
-measured with a malloc that gives every large buffer back when it is freed ("rest in use"): the difference is what malloc keeps.
+"rest" is the peak resident size of the process, minus these and minus its size before the model was built. A second run is
+measured with a malloc that returns every large buffer to the system when it is freed ("rest in use"): the difference is what
+malloc keeps.
 """
 
 from __future__ import annotations
@@ -42,16 +43,16 @@ from recsys_ray.training.steps import make_step
 
 TABLES, WORKERS, MIB = 8, 2, 1 << 20
 GIVEN_BACK_ABOVE = 1 << 16
-"""Bytes."""
+"""Bytes of the smallest buffer that the second run returns to the system."""
 
 
 @dataclass(frozen=True)
 class PlanMemory:
     gib: float = 1.0
-    """Of embedding tables, over both workers."""
+    """GiB of embedding tables, over both workers."""
     dim: int = 64
     batch: int = 8192
-    """Of both workers."""
+    """Rows of a step, over both workers."""
     steps: int = 3
     sharding: Literal["any", "table_wise", "row_wise", "column_wise"] = "any"
     sparse: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
@@ -76,38 +77,38 @@ def main(job: PlanMemory) -> None:
 
 
 def measured_run(measuring: Callable[[TrainConfig], None], config: TrainConfig) -> list[dict[str, Any]]:
-    """By worker."""
+    """Runs `measuring` on all workers and returns the figures of each."""
     with launcher(config.launch) as engine:
         engine.run(measuring, config)
     return [json.loads(Path(config.run_dir, f"measured-{rank}.json").read_text()) for rank in range(WORKERS)]
 
 
 def tables(gib: float, dim: int) -> Schema:
-    """Of unequal sizes, so that the workers' shares may differ."""
+    """Returns a schema whose tables have unequal sizes, so that the workers' shares may differ."""
     share = int(gib * (1 << 30) / 4 / dim / sum(range(1, TABLES + 1)))
     columns = [Categorical(f"c{number}", "item", num_embeddings=share * number) for number in range(1, TABLES + 1)]
     return Schema((Label("label"), Dense("d"), *columns))
 
 
 def measure(config: TrainConfig) -> None:
-    """On a worker."""
+    """Measures this worker."""
     with join_world(1) as world:
         measure_worker(config, world)
 
 
 def measure_in_use(config: TrainConfig) -> None:
-    """With a malloc that keeps nothing large."""
+    """Measures this worker with a malloc that keeps no large freed buffers."""
     with join_world(1) as world:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, GIVEN_BACK_ABOVE)
         measure_worker(config, world)
 
 
 def measure_worker(config: TrainConfig, world: World) -> None:
-    """A small model first: what libraries take once belongs to no model."""
+    """Trains a small model first, so that what libraries allocate once is not counted, then measures the real one."""
     small = replace(config, train=LoopConfig(global_batch=64, max_steps=2))
     run(small, tables(0.001, config.model.embedding_dim), world)
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident("VmRSS")
     found = run(config, Schema.load(Path(config.run_dir, "schema.json")), world)
     found["rest"] = resident("VmHWM") - before - found["tables"] - found["optimizer"] - found["dense"]
@@ -159,7 +160,7 @@ def batches(task: Task, schema: Schema, rows: int, seed: int) -> Iterator[Batch]
 
 
 def resident(name: str) -> int:
-    """Bytes of this process: VmRSS now, VmHWM at most since the peak was last forgotten."""
+    """Returns the resident bytes of this process: VmRSS now, VmHWM the peak since it was last reset."""
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
     return int(line.split()[1]) * 1024
 

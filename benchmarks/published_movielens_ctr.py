@@ -1,4 +1,4 @@
-"""Click-through prediction on MovieLens 1M by AutoInt's protocol, beside its published table.
+"""Measures click-through prediction on MovieLens 1M by AutoInt's protocol, and prints it with the published figures.
 
     python benchmarks/published_movielens_ctr.py [--seeds 3] [--work runs/published-ctr]
 
@@ -71,7 +71,7 @@ class Arguments:
 
 
 def protocol_table(raw: Path) -> pa.Table:
-    """The kept rows in the protocol's order, with a `split` column."""
+    """Returns the kept rows in the protocol's order, with a `split` column."""
     ratings = pq.read_table(raw / "interactions.parquet")
     ratings = ratings.filter(pc.not_equal(ratings["rating"], 3))
     table = ratings
@@ -95,7 +95,7 @@ def protocol_table(raw: Path) -> pa.Table:
 
 
 def datasets(work: Path) -> dict[str, str]:
-    """Dataset directories: the protocol's fields, and the same with user and film ids."""
+    """Prepares two dataset directories: the protocol's fields, and the same with user and film ids."""
     raw = movielens.fetch(work / "movielens-1m")
     table = protocol_table(raw)
     found = len(table), pc.sum(table["label"]).as_py(), pc.sum(pc.equal(table["split"], "test")).as_py()

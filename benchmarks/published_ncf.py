@@ -1,14 +1,14 @@
-"""Retrieval on MovieLens 1M by the protocol of Neural Collaborative Filtering, beside its published table.
+"""Measures retrieval on MovieLens 1M by the protocol of Neural Collaborative Filtering, and prints it with the published figures.
 
     python benchmarks/published_ncf.py --data ../shared/data/ncf-ml-1m [--seeds 3] [--work runs/published-ncf]
-    python benchmarks/published_ncf.py --held-out validation        # what the settings were chosen on
+    python benchmarks/published_ncf.py --held-out validation        # the items that the settings were chosen on
 
 Protocol (He et al. 2017, arXiv:1708.05031): each user's latest interaction is the test item, ranked among 99 negatives that come
-with the data; HR@10 and NDCG@10. Here a negative with the positive's score is ranked above it. Published figures: Rendle et al.
-2020, "Neural Collaborative Filtering vs. Matrix Factorization Revisited" (arXiv:2005.09683). The same models are then ranked
-against the whole catalogue without what a user has seen, beside EASE (Steck 2019, arXiv:1905.03375) and iALS.
+with the data; HR@10 and NDCG@10. Here a negative with the same score as the positive is ranked above it. Published figures are of
+Rendle et al. 2020, "Neural Collaborative Filtering vs. Matrix Factorization Revisited" (arXiv:2005.09683). The same models are
+then evaluated on the whole catalogue minus what a user has seen, together with EASE (Steck 2019, arXiv:1905.03375) and iALS.
 
-Two Tower knows a user by id and by the items before; with the former alone it is plain matrix factorisation, shown too. Settings
+The Two Tower sees a user's id and recent items; with the id alone it is plain matrix factorisation, which is shown too. Settings
 were chosen on each user's last training interaction, held out for that (`--held-out validation`), never on the test items.
 """
 
@@ -80,17 +80,18 @@ class Arguments:
     seeds: int = 3
     work: Path = Path("runs/published-ncf")
     held_out: Literal["test", "validation"] = "test"
-    """What is ranked: the test items, after training on all others, or each user's last training item, with random negatives."""
+    """The items that are ranked: the test items, after training on all others, or each user's last training item, with random
+    negatives."""
 
 
 def interactions(data: Path, held_out: str) -> pd.DataFrame:
-    """user_id, item_id, timestamp, split, in the order of time; rows of one moment in an order of chance."""
+    """Returns user_id, item_id, timestamp and split by user and time; rows with the same time are in random order."""
     names = ["user_id", "item_id", "rating", "timestamp"]
     known = pd.read_csv(data / "ml-1m.train.rating", sep="\t", names=names)
     test = pd.read_csv(data / "ml-1m.test.rating", sep="\t", names=names)
     known = known.sample(frac=1, random_state=0).sort_values(["user_id", "timestamp"], kind="stable")
     if held_out == "test":
-        # Later than all others, so that no training row has the test item among those before it.
+        # Later than all others, so that no training row has the test item in its history.
         rows = pd.concat([known.assign(split="train"), test.assign(split="test", timestamp=known["timestamp"].max() + 1)])
     else:
         last = ~known.duplicated("user_id", keep="last")
@@ -99,7 +100,7 @@ def interactions(data: Path, held_out: str) -> pd.DataFrame:
 
 
 def negatives(data: Path, held_out: str, rows: pd.DataFrame) -> np.ndarray:
-    """int64 [users, 99]: those of the protocol, or for validation as many drawn from what the user never chose."""
+    """Returns int64 [users, 99]: the protocol's negatives, or for validation random items that the user never chose."""
     if held_out == "test":
         lines = pd.read_csv(data / "ml-1m.test.negative", sep="\t", header=None)
         return lines.drop(columns=0).to_numpy()
@@ -111,7 +112,7 @@ def negatives(data: Path, held_out: str, rows: pd.DataFrame) -> np.ndarray:
 
 
 def dataset(work: Path, name: str, rows: pd.DataFrame, schema: Schema) -> tuple[str, pa.Table]:
-    """A dataset directory of the rows with what each user chose before, and those rows."""
+    """Prepares a dataset directory of the rows with each user's recent items, and returns its path and those rows."""
     work.mkdir(parents=True, exist_ok=True)
     table = with_recent_items(pa.Table.from_pandas(rows, preserve_index=False), RECENT)
     parquet, described, out = (str(work / file) for file in (f"{name}.parquet", f"{name}.json", f"dataset-{name}"))
@@ -135,7 +136,7 @@ def config(run_dir: Path, path: str, model: TwoTowerConfig, epochs: int, seed: i
 
 
 def sampled(scores: np.ndarray, rows: pd.DataFrame, given: np.ndarray) -> tuple[float, float]:
-    """HR@10 and NDCG@10 of the held-out items among their negatives; scores: [users, items]."""
+    """Returns HR@10 and NDCG@10 of the held-out items among their negatives; scores: [users, items]."""
     held_out = rows[rows["split"] == "test"].sort_values("user_id")
     positive = scores[held_out["user_id"], held_out["item_id"]]
     ranks = (np.take_along_axis(scores, given, axis=1) >= positive[:, None]).sum(axis=1)
@@ -143,7 +144,7 @@ def sampled(scores: np.ndarray, rows: pd.DataFrame, given: np.ndarray) -> tuple[
 
 
 def two_tower_scores(variant: Variant, name: str, rows: pd.DataFrame, work: Path, seed: int) -> np.ndarray:
-    """[users, items], of a model trained anew, with the query features of the held-out rows."""
+    """Trains a new model and returns its scores [users, items], with the query features of the held-out rows."""
     path, table = dataset(work, name, rows, Schema((*variant.columns, Timestamp("timestamp"))))
     run_dir = work / f"run-{name}-{seed}"
     shutil.rmtree(run_dir, ignore_errors=True)
@@ -156,7 +157,10 @@ def two_tower_scores(variant: Variant, name: str, rows: pd.DataFrame, work: Path
 
 
 def ease_scores(rows: pd.DataFrame, regularization: float = 1000.0) -> np.ndarray:
-    """EASE: item-item weights in closed form. The regularization was chosen on the validation items (of 300, 1000, 3000)."""
+    """Returns the scores of EASE, item-item weights in closed form.
+
+    The regularization was chosen among 300, 1000 and 3000 on the validation items.
+    """
     known = rows[rows["split"] == "train"]
     chosen = np.zeros((USERS, ITEMS), np.float32)
     chosen[known["user_id"], known["item_id"]] = 1
@@ -167,7 +171,7 @@ def ease_scores(rows: pd.DataFrame, regularization: float = 1000.0) -> np.ndarra
 
 
 def ials_scores(rows: pd.DataFrame) -> np.ndarray:
-    """The package's iALS; its weights were chosen on the validation items too."""
+    """Returns the scores of the package's iALS, whose weights were chosen on the validation items too."""
     known = rows[rows["split"] == "train"]
     pairs = Pairs.of(torch.tensor(known["user_id"].to_numpy()), torch.tensor(known["item_id"].to_numpy()))
     factors = train_ials(pairs, USERS, ITEMS)
@@ -175,7 +179,7 @@ def ials_scores(rows: pd.DataFrame) -> np.ndarray:
 
 
 def full(scores: np.ndarray, rows: pd.DataFrame) -> tuple[float, float]:
-    """Recall@20 and NDCG@20 against the whole catalogue, without what the user has seen."""
+    """Returns recall@20 and NDCG@20 over the whole catalogue minus what the user has seen."""
     known, held_out = rows[rows["split"] == "train"], rows[rows["split"] == "test"]
     seen, relevant = (
         Pairs.of(torch.tensor(part["user_id"].to_numpy()), torch.tensor(part["item_id"].to_numpy())) for part in (known, held_out)
@@ -194,7 +198,7 @@ def full(scores: np.ndarray, rows: pd.DataFrame) -> tuple[float, float]:
 
 
 def table_of(data: Path, held_out: str, work: Path, seeds: int) -> dict[str, dict[str, float]]:
-    """Model -> hr, ndcg, recall@20, NDCG@20 and the deviation of the first two over seeds."""
+    """Returns for each model HR, NDCG, recall@20, NDCG@20, and the standard deviation of the first two over seeds."""
     rows = interactions(data, held_out)
     given = negatives(data, held_out, rows)
     found: dict[str, list[tuple[float, ...]]] = {}

@@ -1,8 +1,8 @@
-"""How close the whole pipeline comes to the best possible: synthetic rows whose true probabilities are known.
+"""Measures how close the whole pipeline comes to the best possible AUC, on synthetic rows whose true probabilities are known.
 
     python benchmarks/synthetic_teacher.py [--rows 2000000] [--work runs/synthetic-teacher]
 
-Prints the test AUC of a DLRM beside that of the teacher (the model that drew the labels) on the very same test rows.
+Prints the test AUC of a DLRM and that of the teacher (the model that generated the labels) on the same test rows.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Arguments:
 
 
 def teacher_auc(test: Path, teacher: Teacher, cache: Path) -> float:
-    """Of the true probabilities, on the rows of a dataset directory's test split; identity ids are stored plus 1."""
+    """Returns the AUC of the true probabilities on the rows of a test split, where identity ids are stored plus 1."""
     blocks = StreamingDataset(remote=str(test), local=str(cache))
     columns = {name: np.concatenate([blocks[i][name] for i in range(len(blocks))]) for name in blocks[0]}
     table = pa.table({name: values - 1 if name in teacher.ids else values for name, values in columns.items()})

@@ -1,1 +1,1 @@
-"""How fast we are: each beside the usual recipe and the limit of the machine, in one run. docs/speed.md has the figures."""
+"""Speed compared with the usual recipe and the limit of the machine, each in one run. docs/speed.md has the figures."""

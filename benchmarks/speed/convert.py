@@ -1,8 +1,8 @@
-"""Parquet -> MDS, shuffled globally: ours on Ray Data, the usual recipe on Spark, and the limit, pyarrow copying the same files.
+"""Measures Parquet -> MDS with a global shuffle: ours on Ray Data, the usual recipe on Spark, and as limit pyarrow copying files.
 
     python -m benchmarks.speed.convert             # 4 million rows of 40 columns; two minutes
 
-The engines are warm: each has run once before it is timed. The recipe gets fewer rows, since it is linear and slow.
+Each engine runs once before it is timed. The recipe gets fewer rows, since it is slow and its time is linear in them.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def ours(source: Path, out: Path) -> None:
 
 
 def copy(file: str) -> None:
-    """One thread: as many processes as cores."""
+    """Copies a file with one thread, since there are as many processes as cores."""
     pa.set_cpu_count(1)
     folder = DATA / "copied"
     folder.mkdir(parents=True, exist_ok=True)

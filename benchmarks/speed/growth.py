@@ -1,8 +1,8 @@
-"""Whether ten times as much takes ten times as long: rows converted and loaded, and rows of the embedding tables, plotted.
+"""Measures and plots how time grows with the rows to convert, the rows to load, and the rows of the embedding tables.
 
-    python -m benchmarks.speed.growth            # four minutes; wants 12 GiB
+    python -m benchmarks.speed.growth            # four minutes; needs 12 GiB
 
-16 million rows are 4 million under four names. The tables' ids are uniform: the worst for caches.
+The 16 million rows are 4 million under four names. Ids are uniformly random, the worst case for caches.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from recsys_ray.schema import Categorical, Dense, Label, Schema
 FLAT = 0.15
 TABLES, DENSE = 26, 13
 Curve = dict[int, float]
-"""Size -> microseconds."""
+"""Size -> microseconds per row or step."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def converting(folder: Path) -> Callable[[], None]:
 
 
 def loading(rows: int, job: Growth) -> float:
-    """Seconds of an epoch, once the shards are unpacked."""
+    """Returns the seconds of an epoch whose shards are already unpacked."""
     with tempfile.TemporaryDirectory(dir=DATA) as cache:
         epoch = epochs(DATA / f"blocks-{rows}", Path(cache), job.batch)
         epoch()
@@ -88,7 +88,7 @@ def loading(rows: int, job: Growth) -> float:
 
 
 def step(table_rows: int, job: Growth, world: World) -> float:
-    """Seconds of a step with so many rows in all tables together."""
+    """Returns the seconds of a step with this many rows in all tables together."""
     tables = [Categorical(f"c{number}", num_embeddings=table_rows // TABLES) for number in range(TABLES)]
     schema = Schema((Label("label"), *(Dense(f"i{number}") for number in range(DENSE)), *tables))
     trained = build(schema, world, job.batch)

@@ -1,8 +1,8 @@
-"""MDS -> batches of 8,192 rows, in one process: row blocks, one row a sample, and the limit, to read, unpack and concatenate.
+"""Measures MDS -> batches of 8,192 rows in one process: row blocks, one row per sample, and the limit: read, unpack, join.
 
     python -m benchmarks.speed.load            # 4 million rows of 40 columns; about two minutes
 
-A first epoch unpacks the shards into an empty cache, later ones find them there.
+The first epoch unpacks the shards into an empty cache, later ones find them there.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main(job: Load) -> None:
 
 
 def dataset(rows: int) -> Path:
-    """A dataset directory of row blocks, made once."""
+    """Returns a dataset directory of row blocks, which is prepared the first time."""
     out = DATA / f"blocks-{rows}"
     if not out.exists():
         start_ray()
@@ -74,7 +74,7 @@ def one_row_a_sample(rows: int, wanted: int) -> Path:
 
 
 def epochs(blocks: Path, cache: Path, batch: int) -> Callable[[], int]:
-    """What runs through the next epoch."""
+    """Returns a function that iterates over the next epoch and returns its rows."""
     batches = stream(blocks, cache, batch)
     return lambda: sum(len(columns[ROW_WEIGHT]) for columns in batches)
 

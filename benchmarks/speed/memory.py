@@ -1,10 +1,10 @@
-"""Peak resident memory of workers with 2 GB of tables each: a billion parameters, row-wise over two workers.
+"""Measures the peak resident memory of workers with 2 GB of tables each: a billion parameters, row-wise over two workers.
 
-    python -m benchmarks.speed.memory            # half a minute; wants 8 GiB
+    python -m benchmarks.speed.memory            # half a minute; needs 8 GiB
 
-Beside what must be there: tables, optimizer state, dense part (weights, gradients, Adam's averages) and the batch in flight. What
-Python and its libraries take is in the peak. Checkpoints are not: a run that writes them in the background holds each worker's
-tables once more (docs/checkpoints.md).
+It is compared with what must be there: tables, optimizer state, dense part (weights, gradients, Adam's averages) and the current
+batch. The peak has what Python and its libraries take, but no checkpoints: a run that writes them in the background holds a copy
+of each worker's tables (docs/checkpoints.md).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Memory:
     parameters: int = 1_000_000_000
     dim: int = 16
     batch: int = 16384
-    """Of both workers."""
+    """Rows of a step, over both workers."""
     steps: int = 10
 
 
@@ -56,7 +56,7 @@ def main(job: Memory) -> None:
 
 
 def measure(config: TrainConfig) -> None:
-    """On a worker."""
+    """Measures this worker and writes the figures to the run directory."""
     with join_world(1) as world:
         found = run(config, Schema.load(Path(config.run_dir, "schema.json")), world)
         found["peak"] = resident("VmHWM")
@@ -64,7 +64,7 @@ def measure(config: TrainConfig) -> None:
 
 
 def show(found: list[dict[str, Any]], job: Memory, batch: float) -> None:
-    """`batch`: bytes of the one in flight."""
+    """Prints the ratios and appends them to the results; `batch` is the bytes of a worker's batch."""
     print(f"{'MiB':<12}{'tables':>10}{'optimizer':>11}{'dense':>8}{'batch':>8}{'together':>10}{'peak':>10}{'ratio':>8}")
     ratios = []
     for rank, part in enumerate(found):

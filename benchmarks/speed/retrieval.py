@@ -1,8 +1,8 @@
-"""Retrieval: the vector index beside faiss's HNSW graph of the same recall (or its best), one query at a time on one thread.
+"""Compares the vector index with faiss's HNSW graph at the same recall (or the graph's best), one query at a time on one thread.
 
     python -m benchmarks.speed.retrieval            # half a minute
 
-benchmarks/index_recall.py does it with a million vectors.
+benchmarks/index_recall.py does this with a million vectors.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Two workers on two cores beside one worker on one core, in real runs of the training job; the limit is two such runs of one
-worker at the same time, which share nothing but the machine.
+"""Compares two workers on two cores with one worker on one core, in real runs of the training job.
+
+The limit is two runs of one worker at the same time, which share nothing but the machine.
 
     python -m benchmarks.speed.scale            # two minutes
 
@@ -48,7 +49,7 @@ def main(job: Scale) -> None:
 
 
 def run(blocks: Path, job: Scale, cores: list[int]) -> float:
-    """Rows a second, the median of the run's progress lines without the first, in which it warms up."""
+    """Returns rows per second: the median of the run's progress lines without the first, which includes warm-up."""
     said = train(blocks, cores, {"train.global-batch": job.batch * len(cores), "train.max-steps": job.steps})
     return statistics.median(float(found.replace(",", "")) for found in re.findall(r"([\d,]+) rows/s", said)[1:])
 
@@ -59,7 +60,7 @@ def two_runs(blocks: Path, job: Scale) -> float:
 
 
 def train(blocks: Path, cores: list[int], flags: dict[str, Any]) -> str:
-    """What jobs/train_dlrm.py says, with a worker on each of the cores."""
+    """Runs jobs/train_dlrm.py with one worker on each of the cores, and returns its output."""
     fixed = {"launch.engine": "local", "model.interaction": "dot", "train.log-every": 10, "tracking.log-weights-below-mib": 0}
     with tempfile.TemporaryDirectory(dir=DATA) as folder:
         flags = {"data.path": blocks, "run-dir": folder, "launch.workers": len(cores), **fixed, **flags}

@@ -1,4 +1,4 @@
-"""Ways to do the same work, measured in turn in one run: machines are noisy, and only ratios of neighbours mean anything."""
+"""Measures ways to do the same work in turn in one run: machines are noisy, and only ratios within one run are meaningful."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ import torch
 RESULTS = Path(__file__).parents[1] / "results"
 DATA = Path("runs/bench")
 Rates = dict[str, list[float]]
-"""Way -> so many a second, of every repeat."""
+"""Name of a way -> its rate per second in every repeat."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """`way` should reach `least` times what `than` does; without it, the ratio is told."""
+    """A ratio to report: `way` should reach `least` times the rate of `than`; None prints the ratio without a verdict."""
 
     way: str
     than: str
@@ -32,7 +32,7 @@ class Goal:
 
 
 def in_turn(ways: dict[str, Callable[[], float]], repeats: int = 3, unit: str = "rows") -> Rates:
-    """Each way returns how many a second; all of them once, then all of them again."""
+    """Calls all ways once, then all of them again, and returns the rates. A way returns its rate per second."""
     found: Rates = {name: [] for name in ways}
     for number in range(repeats):
         for name, way in ways.items():
@@ -48,7 +48,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def report(benchmark: str, rates: Rates, goals: list[Goal], facts: dict[str, Any] | None = None, unit: str = "rows") -> None:
-    """A table for people, then the same as one line of JSON, which is also appended to the results."""
+    """Prints a table, then the same as one line of JSON, which is also appended to the results."""
     medians = {name: statistics.median(values) for name, values in rates.items()}
     repeats = len(next(iter(rates.values())))
     print(f"\n{benchmark}: {machine()['cpu']}, {machine()['cores']} cores; {unit} a second, median of {repeats}")

@@ -1,8 +1,8 @@
-"""From the command to the first step of a training job, by part.
+"""Measures the time from the command to the first step of a training job, by part.
 
     python -m benchmarks.speed.startup            # two minutes
 
-The job says itself what its worker's seconds went to. What the launching process and the worker import is timed apart; the rest
+The job prints where its worker's time went. The imports of the launching process and of the worker are timed separately; the rest
 of the time before the worker began is the launcher's.
 """
 
@@ -48,7 +48,7 @@ def main(job: Startup) -> None:
 
 
 def first_step(blocks: Path, engine: str) -> dict[str, float]:
-    """Part -> seconds."""
+    """Runs the job to its first step and returns the seconds of each part."""
     with tempfile.TemporaryDirectory(dir=DATA) as folder:
         flags = ["--data.path", blocks, "--run-dir", folder, "--launch.engine", engine, "--train.max-steps", "1"]
         began = time.perf_counter()
@@ -64,7 +64,7 @@ def first_step(blocks: Path, engine: str) -> dict[str, float]:
 
 
 def imported(code: str) -> float:
-    """Seconds from the start of a Python process until it has run `code`."""
+    """Returns the seconds from the start of a Python process until it has run `code`."""
     began = time.time()
     done = "import time; print('done', time.time())"
     said = subprocess.run([sys.executable, "-c", f"{code}; {done}"], check=True, capture_output=True, text=True).stdout

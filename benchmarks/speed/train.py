@@ -1,9 +1,9 @@
-"""A DLRM of 13 dense columns, 26 tables, embeddings of 16, batches of 8,192 rows: from disk, on batches in memory, and as usual.
+"""Measures training a DLRM (13 dense columns, 26 tables of 16, batch 8,192) from disk, from memory, and by the usual recipe.
 
     python -m benchmarks.speed.train            # two minutes
 
-"From disk" is an epoch of a million rows from a cache that is empty at first, and one more. The recipe's loop is TorchRec's:
-DLRMTrain under DistributedModelParallel with its defaults, and an Adam that is not fused.
+"From disk" is one epoch of a million rows with an empty cache, and the epoch after it. The recipe's loop is TorchRec's: DLRMTrain
+under DistributedModelParallel with its defaults, and an Adam that is not fused.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from recsys_ray.models.task import Batch, BuildContext
 FIRST, LATER, MEMORY = "ours, from disk, first epoch", "ours, from disk, later epochs", "ours, on batches in memory"
 USUAL, USUAL_MEMORY = "usual recipe, from disk", "usual loop, on batches in memory"
 BURST = 10
-"""Steps from disk, then as many in memory, and so on: the speed of these machines drifts within a run."""
+"""Steps from disk and steps in memory alternate in bursts of this many, since a machine's speed drifts within a run."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Train:
 
 def main(job: Train) -> None:
     blocks, samples = dataset(job.rows), one_row_a_sample(4_000_000, job.recipe_rows)
-    # The usual loop in a process of its own: ours has an allocator that is set up.
+    # The usual loop runs in a process of its own, since this one has changed its allocator's settings.
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         usual = pool.submit(Usual.start, job, blocks, samples)
         usual.result()
@@ -75,7 +75,7 @@ class Ours:
         self._steps(islice(self._batches, 5))
 
     def measure(self) -> tuple[float, float, float]:
-        """Rows a second from disk, in an epoch from an empty cache and in the one after it, and in memory."""
+        """Returns rows per second from disk, with an empty cache and in the next epoch, and in memory."""
         with tempfile.TemporaryDirectory(dir=DATA) as cache:
             columns = stream(self._blocks, Path(cache), self._job.batch)
             (first, beside), (later, memory) = self._epoch(columns), self._epoch(columns)
@@ -83,7 +83,7 @@ class Ours:
         return rows / first, rows / later, 2 * rows / (beside + memory)
 
     def _epoch(self, columns: BlockStream) -> tuple[float, float]:
-        """Seconds from disk and in memory, of whole bursts."""
+        """Returns the seconds of whole bursts from disk and in memory."""
         disk = memory = 0.0
         batches = map(self._trained.task.to_batch, columns)
         for _ in range(self._bursts):
@@ -98,7 +98,7 @@ class Ours:
 
 
 class Usual:
-    """In its process."""
+    """The usual recipe, in its own process."""
 
     here: Usual
 
@@ -119,7 +119,7 @@ class Usual:
 
     @staticmethod
     def measure() -> tuple[float, float]:
-        """Rows a second from disk, once the first batch is there, and in memory."""
+        """Returns rows per second from disk, after the first batch has arrived, and in memory."""
         self, cache, whole = Usual.here, DATA / "recipe-cache", Usual.here._job.recipe_rows // Usual.here._job.batch
         loader = usual_recipe.loader(self._samples, cache, self._job.batch)
         batches = (usual_recipe.to_batch(columns, self._schema) for columns in loader)

@@ -1,5 +1,8 @@
-"""What tutorials do, written out: Spark's `repartition` and Mosaic Streaming's `dataframe_to_mds` with one row a sample,
-`StreamingDataset(shuffle=True)` and `StreamingDataLoader`, and a plain TorchRec loop with DistributedModelParallel."""
+"""The usual recipe, as tutorials have it.
+
+Spark's `repartition` and Mosaic Streaming's `dataframe_to_mds` with one row per sample, `StreamingDataset(shuffle=True)` and
+`StreamingDataLoader`, and a plain TorchRec loop with DistributedModelParallel.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +37,9 @@ def spark() -> Iterator[SparkSession]:
     from pyspark.sql import SparkSession
 
     if not shutil.which("java"):
-        sys.exit("the usual recipe runs on Spark, which wants Java 17, and there is no `java` here")
+        sys.exit("the usual recipe runs on Spark, which needs Java 17, and there is no `java` here")
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    # Its Python workers import Mosaic Streaming whole, and the parts for images want a torchvision that is not here.
+    # Spark's Python workers import all of Mosaic Streaming, whose parts for images need torchvision, which is not installed.
     stand_ins = DATA / "stand-ins"
     stand_ins.mkdir(parents=True, exist_ok=True)
     parts = [f"streaming.{part}" for part in ("vision", "text", "multimodal")]
@@ -50,7 +53,7 @@ def spark() -> Iterator[SparkSession]:
 
 
 def convert(session: SparkSession, parquet: list[str], schema: Schema, out: Path, rows: int) -> None:
-    """The first `rows` rows, one a sample."""
+    """Writes the first `rows` rows, one per sample."""
     from streaming.base.converters import dataframe_to_mds
 
     shutil.rmtree(out, ignore_errors=True)
@@ -81,7 +84,10 @@ def to_batch(columns: dict[str, torch.Tensor], schema: Schema) -> Batch:
 
 
 def model(config: DLRMConfig, schema: Schema) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Sharded by TorchRec's defaults: an optimizer that is not fused leaves the tables to their kernel's own plain SGD."""
+    """Returns a model sharded by TorchRec's defaults, and its optimizer.
+
+    The optimizer is not fused, so the tables are updated by their kernel's own plain SGD.
+    """
     tables = EmbeddingBagCollection(
         device=torch.device("meta"),
         tables=[

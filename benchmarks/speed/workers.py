@@ -1,4 +1,4 @@
-"""A worker alone, and a model with its batches: what the benchmarks of loading and of training share."""
+"""A single worker, and a model with its batches, for the benchmarks of loading and of training."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def resident(blocks: Path, task: Task, batch: int, number: int) -> list[Batch]:
 
 
 def stream(blocks: Path, cache: Path, batch: int) -> BlockStream:
-    """Of one worker."""
+    """Returns the stream of a single worker."""
     layout = batch_layout(batch, BLOCK_ROWS, 1)
     return BlockStream(
         str(DatasetDirectory.open(blocks).split("train")), cache, layout, seed=0, shuffle=True, config=DataConfig(), weight=""
