@@ -24,7 +24,7 @@ from recsys_ray.planning.workload import make_workload
 from recsys_ray.schema import Categorical, Dense, Label, Schema
 from recsys_ray.sharding.devices import GIB
 from recsys_ray.sharding.placement import table_shards
-from recsys_ray.sharding.planner import RESERVED
+from recsys_ray.sharding.planner import RESERVED_SHARE
 from recsys_ray.sharding.sharded_model import shard_model
 from tests.support.processes import ROOT
 from tests.support.workers import run_workers
@@ -72,7 +72,7 @@ def test_the_smallest_cluster_is_as_large_as_its_tables(memory_gib: float, per_n
     assert work.table_bytes == TABLES * ROWS * (DIM + 1) * 4
     least = smallest_plan(work, Cluster(gpus_per_node=per_node, memory_gib=memory_gib))
     assert least is not None and least.cluster.workers == workers
-    room, fewer = (1 - RESERVED) * memory_gib * GIB, workers // 2 if workers <= per_node else workers - per_node
+    room, fewer = (1 - RESERVED_SHARE) * memory_gib * GIB, workers // 2 if workers <= per_node else workers - per_node
     assert fewer * room < work.table_bytes <= workers * room
 
 

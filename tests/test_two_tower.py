@@ -137,6 +137,8 @@ def test_one_side_alone_gives_the_vectors_of_both(world: World, pooling: str) ->
     assert torch.allclose(model.embed_query(query_batch(SCHEMA, user_side)), queries, atol=1e-6)
     assert torch.allclose(model.embed_candidate(candidate_batch(SCHEMA, item_side)), candidates, atol=1e-6)
     assert queries.isfinite().all()
+    scores = made.predict(made.module, batch)
+    assert torch.allclose(scores, (queries * candidates).sum(dim=1)[: len(scores)], atol=1e-6) and len(scores) == ROWS
 
 
 @pytest.mark.unit
