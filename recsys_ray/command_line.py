@@ -17,9 +17,9 @@ class JobError(RuntimeError):
 
 @contextmanager
 def readable_errors(when_interrupted: str) -> Iterator[None]:
-    """Exits with one line for an error that is the user's to mend: bad input (ValueError), files (OSError), or a JobError.
+    """Exits with one line for an error that the user can fix: bad input (ValueError), files (OSError), or a JobError.
 
-    Any other exception is a fault of ours and keeps its traceback. `when_interrupted` says what Ctrl-C leaves behind.
+    Any other exception is a bug and keeps its traceback. `when_interrupted` says what Ctrl-C leaves behind.
     """
     job = Path(sys.argv[0]).stem
     try:

@@ -65,7 +65,7 @@ def test_flipped_byte_is_found_and_the_one_before_used(
     run_dir = copied(stopped, tmp_path / "run")
     flip_a_byte(run_dir / "checkpoints" / "step_30" / name)
     run_workers(logged_train, 2, dlrm_config(dataset, run_dir))
-    assert f"step_30 is damaged ({name} " in log_of(run_dir) and "taking the next best" in log_of(run_dir)
+    assert f"step_30 is damaged ({name} " in log_of(run_dir) and "trying the next one" in log_of(run_dir)
     assert "going on after step 20, " in log_of(run_dir)
     assert same_weights(run_dir, whole)
 
@@ -117,7 +117,7 @@ class FaultyStore(LocalFileSystem):
 
 def train_on_faulty_store(config: TrainConfig) -> None:
     fsspec.register_implementation("faulty", FaultyStore, clobber=True)
-    pytest.MonkeyPatch().setattr(store, "FIRST_WAIT", 0.01)
+    pytest.MonkeyPatch().setattr(store, "FIRST_WAIT_SECONDS", 0.01)
     logged_train(config)
 
 

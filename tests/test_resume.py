@@ -231,4 +231,4 @@ def test_damaged_best_is_not_what_the_run_ends_with(dataset: Path, tmp_path: Pat
     run_workers(train_and_damage_last, 1, dlrm_config(dataset, run_dir, epochs=2))
     ((first, _), (last, _)) = newest_progress(run_dir)["scores"]
     assert outcome(run_dir)["best_checkpoint"] == f"step_{first}"
-    assert f"step_{last} is damaged (__0_0.distcp does not fit its checksum): taking the next best" in log_of(run_dir)
+    assert f"step_{last} is damaged (__0_0.distcp does not fit its checksum): trying the next one" in log_of(run_dir)

@@ -44,7 +44,7 @@ def first_intact(store: CheckpointStore, steps: list[int]) -> IntactCheckpoint:
         if not (fault := fault or _fault(store, step, marker["files"])):
             return IntactCheckpoint(step, marker["note"])
         if dist.get_rank() == 0:
-            log.warning("checkpoint %s is damaged (%s): taking the next best", store.folder(step), fault)
+            log.warning("checkpoint %s is damaged (%s): trying the next one", store.folder(step), fault)
     raise ValueError(f"every checkpoint in {store.url} is damaged: restore one, or remove them all to start anew")
 
 

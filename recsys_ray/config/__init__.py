@@ -1,7 +1,7 @@
-"""Every knob, as frozen dataclasses without torch, a page a topic: data, training, launch, and the run that they make up.
+"""All settings as frozen dataclasses without torch, one module for each topic: data, training, launch, and run with all of them.
 
-A job holds one literal of these; tyro overrides it on the command line
-(`python jobs/train_dlrm.py --train.epochs 3 --launch.workers 8`). A model's own knobs lie beside the model.
+A training job has one literal of these; tyro overrides it on the command line
+(`python jobs/train_dlrm.py --train.epochs 3 --launch.workers 8`). A model's own settings are declared in the model's module.
 """
 
 from recsys_ray.config.data import DataConfig, PrepareConfig, SplitConfig

@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class RayConfig:
-    """The demands of Ray Train on a Ray cluster, and the Ray cluster that is started on Spark."""
+    """Settings of the ray engine: what each worker needs, and the Ray cluster to start on Spark."""
 
     resources: dict[str, float] = field(default_factory=dict)
     """Custom resources that each worker needs besides CPUs and GPUs, such as `accelerator_type:A10G 0.001`."""
@@ -23,15 +23,15 @@ class RayConfig:
     on_spark: Literal["auto", "always", "never"] = "auto"
     """Start Ray on the nodes of a Spark cluster, and stop it afterwards; auto: on Databricks."""
     spark_nodes: tuple[int, int] = (1, 4)
-    """Least and most Ray worker nodes on Spark, between which the autoscaler keeps."""
+    """Minimum and maximum number of Ray worker nodes on Spark; the autoscaler stays between them."""
     spark_cpus_per_node: int | None = None
-    """CPUs of such a node. Set both this and the next, or neither: None takes a Spark worker's CPUs and GPUs."""
+    """CPUs of a Ray worker node on Spark; set together with spark_gpus_per_node. None: all of a Spark worker's."""
     spark_gpus_per_node: int | None = None
 
 
 @dataclass(frozen=True)
 class SparkConfig:
-    """Which Spark cluster TorchDistributor runs on, and where on it the workers run."""
+    """Settings of the spark engine: the Spark session, and where in it the workers run."""
 
     mode: Literal["auto", "driver", "cluster"] = "auto"
     """driver: workers on the driver's machine. cluster: one Spark task each. auto: driver for a local master, else cluster."""

@@ -31,7 +31,7 @@ class LoopConfig:
 
     epochs: int = 5
     global_batch: int = 4096
-    """Rows in a step over all workers; a multiple of block_rows * workers."""
+    """Rows in a step over all workers, a multiple of the dataset's block_rows. Uneven shares are padded with rows of weight 0."""
     max_steps: int = 0
     """Stop after this many steps; 0: no limit."""
     log_every: int = 50
@@ -45,7 +45,7 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When and where checkpoints are written: at the end of each epoch, on SIGTERM, and within an epoch as often as it says here.
+    """When and where checkpoints are written: at the end of each epoch, on SIGTERM, and within an epoch by steps or minutes.
 
     Training continues while they are written."""
 

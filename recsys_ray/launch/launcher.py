@@ -37,7 +37,7 @@ class Launcher(Protocol):
 def launcher(config: LaunchConfig) -> Iterator[Launcher]:
     """Connects to the engine's cluster, or starts one and stops it at the end, also after Ctrl-C or SIGTERM.
 
-    Raises ValueError for an engine that is not in the table, or numbers of workers that cannot be.
+    Raises ValueError for an engine that is not in the table, or an impossible number of workers.
     """
     if config.engine not in LAUNCHERS:
         raise ValueError(f"--launch.engine {config.engine} is not one of {', '.join(LAUNCHERS)}")

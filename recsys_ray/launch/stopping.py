@@ -4,8 +4,8 @@ What happens, in order:
 
 1. SIGTERM reaches the launching process (the job that the user started), a worker, or all processes of the job at once.
 2. The launching process (`sigterm_as_stop_request`) cannot signal its workers under every engine. It leaves a file in the run
-   directory, which they all see, and waits for them for --checkpoint.grace-seconds. Where no run is under way, after that time,
-   and on a second SIGTERM, it does what Ctrl-C does.
+   directory, which they all see, and waits for them for --checkpoint.grace-seconds; when these are over, and on a second SIGTERM,
+   it does what Ctrl-C does. If no run is under way, SIGTERM acts as Ctrl-C at once.
 3. A worker (`StopRequest`) only notes SIGTERM while it trains, and finishes its step. It also looks for the file, once a second.
    When the grace period is over, on a second SIGTERM, and at any time outside training, SIGTERM ends it. Its loader processes
    ignore SIGTERM and end with it.
@@ -14,8 +14,16 @@ What happens, in order:
 5. If the launching process asked for the stop, `train` then returns on all workers as if it were done. If only a worker got
    SIGTERM, all workers raise Stopped: exit code 143, 128 + SIGTERM.
 6. The launching process, if it asked, raises KeyboardInterrupt when its workers have returned (`stoppable_run`): the job says how
-   to go on and exits with code 130. If it did not, the attempt has failed: the engine starts the workers again, as often as
+   to resume and exits with code 130. If it did not, the attempt has failed: the engine starts the workers again, as often as
    --launch.max-failures allows, or the job fails with the words "was ended by SIGTERM; run again to go on".
+
+What differs by engine:
+
+* local: torch elastic leaves SIGTERM to this module (HANDLED_SIGNALS in local_launcher.py); Ctrl-C ends its workers.
+* ray: `train` runs in a thread, where Python allows no signal handlers, and Ray's own handler ends a worker's process on SIGTERM.
+  Only SIGTERM to the launching process saves; a lost worker is a failure (--launch.max-failures).
+* spark: a worker is a child of TorchDistributor's torchrun, whose wrapper ends it soon after a SIGTERM of its own: signal the
+  launching process or the worker itself, not every process.
 """
 
 from __future__ import annotations
@@ -67,7 +75,7 @@ class StopRequest:
     def deferring_sigterm(self) -> Iterator[None]:
         """Makes the first SIGTERM a request while the body runs. The second, or the end of the grace period, ends the worker.
 
-        In another thread than the main one, as under Ray, which keeps signals from its workers, this does nothing.
+        In a thread other than the main one, as under Ray, this does nothing: Ray's own handler then ends the process.
         """
         with _signal_handlers(self._on_sigterm, end_worker):
             yield

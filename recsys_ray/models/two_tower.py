@@ -84,7 +84,7 @@ MODEL = RegisteredModel(TwoTowerConfig, build_two_tower)
 
 
 def _with_catalogue(config: TwoTowerConfig, context: BuildContext) -> tuple[Any, Any]:
-    """Returns what makes batches and what evaluates; both need the dataset's catalogue."""
+    """Returns Task.to_batch and Task.evaluate, which need the dataset's catalogue; without one, stand-ins that raise."""
     key = context.schema.key("item")
     if context.dataset is None or key is None:
         return needs_dataset, needs_dataset

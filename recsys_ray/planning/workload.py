@@ -36,7 +36,7 @@ class Workload:
 
     @property
     def constraints(self) -> dict[str, ParameterConstraints]:
-        """Table name -> how many rows of it a row of the batch looks up, for each column."""
+        """Table name -> the pooling factor (values of a row) of each of its columns."""
         return {
             module_name(name): ParameterConstraints(pooling_factors=[self._values(column) for column in columns])
             for name, columns in self.schema.tables.items()

@@ -26,7 +26,7 @@ RESERVED_SHARE = 0.15
 """The share of each worker's memory that the planner leaves free."""
 FUSED = ["fused"]
 """The compute kernels on offer: tables in the worker's own memory, updated in the backward pass. On GPUs the planner would also
-offer kernels that page tables in from the host, and with so many more choices it plans worse where all tables would fit."""
+offer kernels that keep tables in host memory (UVM); with so many more choices it plans worse where all tables would fit."""
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 

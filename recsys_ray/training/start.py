@@ -26,7 +26,7 @@ from recsys_ray.sharding.placement import placement_text, table_shards
 from recsys_ray.training.checkpointing.progress import Progress
 from recsys_ray.training.loop import Run
 
-# Not print: Ray Train shows what its workers print twice.
+# Not print: Ray Train shows printed lines of its workers twice.
 log = logging.getLogger(__name__)
 
 

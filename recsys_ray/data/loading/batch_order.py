@@ -1,7 +1,7 @@
 """Decides which blocks each worker reads in each step, for any number of workers.
 
-Mosaic Streaming shuffles the blocks of an epoch. That sequence, the global sample order, is cut into global batches, and the
-blocks of a batch go round-robin to the workers:
+Mosaic Streaming, whose "sample" is one row block, shuffles the blocks of an epoch. That sequence, the global sample order, is cut
+into global batches, and the blocks of a batch go round-robin to the workers:
 
     global sample order -> assign_batches -> share_among_workers -> share_among_loaders -> what StreamingDataset reads
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 EMPTY = -1
-"""In a slot: no block. The last batch of an epoch may be short."""
+"""The value of a slot without a block: the last batch of an epoch may be short."""
 
 
 class Assignment(NamedTuple):
@@ -26,7 +26,7 @@ class Assignment(NamedTuple):
 
     blocks: Ids
     """[batches, slots], EMPTY where there is none."""
-    counts: NDArray[np.bool_]
+    counted: NDArray[np.bool_]
     """[batches, slots]: whether the slot is the first of the epoch to hold its block."""
 
 
@@ -42,9 +42,9 @@ def assign_batches(order: Ids, start: int, global_blocks: int, workers: int) -> 
     first_in_order = _first_occurrences(order)
     places = fill_slots(np.arange(start, len(order)), global_blocks, workers)
     filled = places != EMPTY
-    counts = filled & _first_occurrences(places.ravel()).reshape(places.shape)
-    counts[filled] &= first_in_order[places[filled]]
-    return Assignment(np.where(filled, order[places], EMPTY), counts)
+    counted = filled & _first_occurrences(places.ravel()).reshape(places.shape)
+    counted[filled] &= first_in_order[places[filled]]
+    return Assignment(np.where(filled, order[places], EMPTY), counted)
 
 
 def encode_slots(assignment: Assignment, block_count: int) -> Ids:
@@ -52,7 +52,7 @@ def encode_slots(assignment: Assignment, block_count: int) -> Ids:
 
     A block that does not count has its number raised by `block_count`, the number of all blocks.
     """
-    return np.where(assignment.counts | (assignment.blocks == EMPTY), assignment.blocks, assignment.blocks + block_count)
+    return np.where(assignment.counted | (assignment.blocks == EMPTY), assignment.blocks, assignment.blocks + block_count)
 
 
 def decode_slot(slot: int, block_count: int) -> tuple[int, bool]:
@@ -65,24 +65,27 @@ def decode_blocks(slots: Ids, block_count: int) -> Ids:
     return np.where(slots == EMPTY, EMPTY, slots % block_count)
 
 
-def fill_slots(blocks: Ids, global_blocks: int, workers: int) -> Ids:
-    """Returns [batches, slots]: blocks in global sample order, cut into batches, each repeated to an equal share for all workers.
+def fill_slots(positions: Ids, global_blocks: int, workers: int) -> Ids:
+    """Returns positions in the epoch by slot, [batches, slots]: cut into batches, each repeated to equal shares for all workers.
 
     Only the last batch can be short: it fills as many slots as give the workers equal shares, and the rest stay EMPTY.
     """
     slots = -(-global_blocks // workers) * workers
-    whole, rest = blocks[: len(blocks) // global_blocks * global_blocks].reshape(-1, global_blocks), len(blocks) % global_blocks
+    whole_batches = len(positions) // global_blocks
+    whole, rest = positions[: whole_batches * global_blocks].reshape(-1, global_blocks), len(positions) % global_blocks
     batches = whole[:, np.arange(slots) % global_blocks]
     if not rest:
         return batches
     last = np.full((1, slots), EMPTY, np.int64)
     used = -(-rest // workers) * workers
-    last[0, :used] = np.resize(blocks[-rest:], used)
+    last[0, :used] = np.resize(positions[-rest:], used)
     return np.concatenate([batches, last])
 
 
 def share_among_workers(slots: Ids, nodes: int, ranks: int) -> Ids:
-    """Deals [batches, slots] round-robin: [nodes, ranks per node, batches, a worker's slots].
+    """Assigns the slots of each batch to workers round-robin.
+
+    [batches, slots] -> [nodes, ranks per node, batches, a worker's slots].
 
     Nodes come first, as in Mosaic Streaming's own partition: with as many canonical nodes, each node reads shards of its own.
     """
@@ -91,7 +94,7 @@ def share_among_workers(slots: Ids, nodes: int, ranks: int) -> Ids:
 
 
 def share_among_loaders(shares: Ids, loaders: int) -> Ids:
-    """Deals the batches of each worker to its loader processes, which a DataLoader polls round-robin.
+    """Assigns the batches of each worker to its loader processes, which a DataLoader polls round-robin.
 
     [nodes, ranks, batches, slots] -> [nodes, ranks, loader processes, batches, slots].
     """

@@ -121,7 +121,10 @@ class BlockStream:
         return self._dataset.shard_positions(epoch, first, self._layout.global_blocks)
 
     def once(self) -> Iterator[Columns]:
-        """Yields all rows once, for an evaluation: the iteration after it is the one that was to come. Every worker calls it."""
+        """Yields all rows of the split once, for an evaluation. Every worker calls it.
+
+        Afterwards the stream is at the beginning of the epoch that was next before.
+        """
         epoch = self._dataset.next_epoch
         dist.barrier()  # the workers of a host share that number: all must have read it before any sets it
         self.start_at(0, 0)

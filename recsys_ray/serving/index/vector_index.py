@@ -2,7 +2,7 @@
 
 A backend is one module with `write_index` and `open_index` as IndexBackend describes them, and one line in INDEXES. It is
 imported only when a URI asks for it: `name:...` selects the backend of that name, every other URI (a folder, an object store's
-URL) selects LanceDB.
+URL) selects LanceDB, which has no prefix.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class IndexSource:
 
 
 class IndexBackend(Protocol):
-    """The functions that a backend's module provides."""
+    """The functions that a backend's module provides. `uri` is as the user wrote it, with the prefix `name:` where it has one."""
 
     def write_index(self, uri: str, source: IndexSource) -> str:
         """Replaces the index at `uri` and returns a line that describes it.
