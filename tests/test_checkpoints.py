@@ -27,7 +27,8 @@ from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.columns import ROW_WEIGHT, Columns
 from recsys_ray.config import CheckpointConfig, TrainConfig
 from recsys_ray.training.train import train
-from tests.support.faults import batches_through, flip_a_byte, train_and_send_sigterm
+from tests.support.damage import flip_a_byte
+from tests.support.faults import batches_through, train_and_send_sigterm
 from tests.support.processes import ROOT
 from tests.support.runs import copied, dlrm_config, log_of, logged_train, newest_progress, outcome, same_weights
 from tests.support.workers import run_workers

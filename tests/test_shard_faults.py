@@ -24,21 +24,21 @@ from recsys_ray.data.blocks.packing import pack_rows
 from recsys_ray.data.blocks.parts import PartWriter
 from recsys_ray.data.loading import shards
 from recsys_ray.data.loading.stream import BlockStream, batch_layout
-from tests.support.faults import flip_a_byte
+from tests.support.damage import flip_a_byte, truncate
 from tests.support.workers import run_workers
 
 from streaming.base.storage.download import DOWNLOADER_MAPPINGS, LocalDownloader  # isort: skip (compat comes first)
 
-BLOCK_ROWS, PARTS, ROWS_PER_PART = 64, 4, 640
+BLOCK_ROWS, PARTS, ROWS_PER_PART = 64, 12, 256
 ROWS = PARTS * ROWS_PER_PART
-SECONDS = 30
+SECONDS = 50
 """The longest that a permanent fault may take to become an error, start-up of loader processes on a busy machine included; Mosaic
 Streaming's own timeouts are of a minute."""
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Writes a split of four shards whose rows carry their number."""
+    """Writes a split of twelve shards whose rows carry their number."""
     columns = {"row": "ndarray:int32"}
     writer = PartWriter(tmp_path / "dataset", columns, BLOCK_ROWS, ROWS_PER_PART)
     writer.root.mkdir()
@@ -53,10 +53,6 @@ def folder(tmp_path: Path) -> Path:
 
 def a_shard(folder: Path) -> Path:
     return sorted(folder.glob("part-*/*.zstd"))[1]
-
-
-def truncate(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-100])
 
 
 class Store(LocalDownloader):
@@ -141,7 +137,7 @@ def read(folder: Path, config: DataConfig, store: type[Store] | None, after_step
         for step, columns in enumerate(stream):
             rows.append(columns["row"].clone())
             if after_step and rank == 0:
-                after_step(out / "cache", step)
+                after_step(out / "cache", epoch, step)
         torch.save(torch.cat(rows), out / f"epoch-{epoch}-rank-{rank}.pt")
     dist.destroy_process_group()
 
@@ -158,7 +154,7 @@ def note_error(folder: Path, config: DataConfig, store: type[Store] | None) -> N
 
 def assert_all_rows_are_read(folder: Path, store: Any = None, after_step: Any = None, workers: int = 1, **config: Any) -> None:
     run_workers(read, workers, folder, DataConfig(**config), store, after_step)
-    assert len(list((folder.parent / "cache").glob("part-*/*"))) >= PARTS
+    assert after_step or len(copies(folder.parent / "cache")) == PARTS
     for epoch in range(2):
         rows = torch.cat([torch.load(folder.parent / f"epoch-{epoch}-rank-{rank}.pt") for rank in range(workers)])
         assert torch.equal(rows.sort().values, torch.arange(ROWS, dtype=torch.int32))
@@ -214,14 +210,21 @@ def test_store_that_stays_away_is_named(folder: Path, workers: int) -> None:
         assert "cannot be copied to" in error and "the store is away; its store must answer" in error
 
 
-def empty_the_cache(cache: Path, step: int) -> None:
-    if step == 5:
-        parts = list(cache.glob("part-*"))
-        assert parts
-        for part in parts:
+def copies(cache: Path) -> set[str]:
+    """Returns the names of the unpacked shards in a cache."""
+    return {str(file.relative_to(cache)) for file in cache.glob("part-*/*.mds")}
+
+
+def empty_the_cache(cache: Path, epoch: int, step: int) -> None:
+    """Removes all copies after the first step, when most shards are copied but not mapped into memory yet."""
+    if epoch == step == 0:
+        (cache.parent / "removed").write_text("\n".join(copies(cache)))
+        for part in cache.glob("part-*"):
             shutil.rmtree(part, ignore_errors=True)
 
 
 @pytest.mark.parametrize(("workers", "loader_workers"), [(1, 0), (2, 0), (1, 2)])
 def test_copies_that_vanish_within_an_epoch_are_made_again(folder: Path, workers: int, loader_workers: int) -> None:
     assert_all_rows_are_read(folder, after_step=empty_the_cache, workers=workers, loader_workers=loader_workers)
+    removed = set((folder.parent / "removed").read_text().splitlines())
+    assert removed & copies(folder.parent / "cache")

@@ -15,6 +15,7 @@ from recsys_ray.columns import Columns
 from recsys_ray.config import TrainConfig
 from recsys_ray.data.loading.stream import BlockStream
 from recsys_ray.training.train import train
+from tests.support.damage import flip_a_byte
 from tests.support.runs import logged_train
 
 WRITE_SECONDS = 60
@@ -92,13 +93,6 @@ def wait_for_commit(folder: Path) -> None:
     while not (folder / "committed.json").exists():
         assert time.monotonic() < deadline, f"{folder} was not committed in {WRITE_SECONDS} s"
         time.sleep(0.01)
-
-
-def flip_a_byte(file: Path) -> None:
-    """Damages a file in a way that its size does not show."""
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
 
 
 @contextmanager
