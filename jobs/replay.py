@@ -60,8 +60,8 @@ def replay(config: TrainConfig, scratch: str, step: int, workers: int) -> None:
         launch=LaunchConfig("local", workers),
         tracking=TrackingConfig(backend="none"),
     )
-    with launcher(config.launch) as engine:
-        engine.run(train, config)
+    with launcher(config.launch) as cluster:
+        cluster.run(train, config)
     print(f"this time the loss of step {step} is finite")
 
 

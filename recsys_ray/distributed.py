@@ -110,7 +110,7 @@ def mean_over_workers(values: torch.Tensor, device: torch.device) -> torch.Tenso
     return values.cpu() / dist.get_world_size()
 
 
-def gather_with_gradient(rows: torch.Tensor) -> torch.Tensor:
+def all_gather_with_gradient(rows: torch.Tensor) -> torch.Tensor:
     """Gathers the rows [n, ...] of every worker, by rank, into [workers * n, ...]; all workers must have equal n.
 
     In the backward pass each worker receives the sum of all gradients of its rows.
@@ -118,8 +118,8 @@ def gather_with_gradient(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat(all_gather(rows)) if get_world_size() > 1 else rows
 
 
-def gather_equal(rows: torch.Tensor) -> torch.Tensor:
-    """Gathers like `gather_with_gradient`, without gradients and for any type."""
+def all_gather_equal(rows: torch.Tensor) -> torch.Tensor:
+    """Gathers like `all_gather_with_gradient`, without gradients and for any type."""
     if get_world_size() == 1:
         return rows
     parts = [torch.empty_like(rows) for _ in range(get_world_size())]
@@ -127,7 +127,7 @@ def gather_equal(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def gather_rows(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
+def all_gather_rows(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Gathers the rows [n, ...] of every worker, by rank, on the CPU; n may differ between workers.
 
     The rows travel through `device`, which the backend (NCCL or gloo) needs them on.
@@ -135,10 +135,10 @@ def gather_rows(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
     if get_world_size() == 1:
         return rows.cpu()
     count = torch.tensor([len(rows)], device=device)
-    counts = gather_equal(count).tolist()
+    counts = all_gather_equal(count).tolist()
     padded = torch.zeros(max(counts), *rows.shape[1:], dtype=rows.dtype, device=device)
     padded[: len(rows)] = rows.to(device)
-    parts = gather_equal(padded).cpu().split(max(counts)) if max(counts) else [rows.cpu()]
+    parts = all_gather_equal(padded).cpu().split(max(counts)) if max(counts) else [rows.cpu()]
     return torch.cat([part[:size] for part, size in zip(parts, counts, strict=False)])
 
 

@@ -11,7 +11,7 @@ from recsys_ray.data.dataset.tables import item_columns, load_catalogue, load_vo
 from recsys_ray.data.transform import transform
 
 
-def encoded_catalogue(dataset: DatasetDirectory) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def load_encoded_catalogue(dataset: DatasetDirectory) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Returns the item columns as a batch has them, and the frequency of each item, float32 [items].
 
     Raises FileNotFoundError when the dataset has no catalogue.
@@ -23,7 +23,7 @@ def encoded_catalogue(dataset: DatasetDirectory) -> tuple[dict[str, torch.Tensor
     return columns, torch.from_numpy(items[FREQUENCY].to_numpy().astype("float32"))
 
 
-def group_names(dataset: DatasetDirectory, column: str) -> tuple[str, ...]:
+def value_names(dataset: DatasetDirectory, column: str) -> tuple[str, ...]:
     """Returns the raw value of each table row of a user column, by which metrics are grouped; "unknown" for row 0.
 
     Returns an empty tuple when `column` is empty or has no vocabulary. Raises ValueError when the schema has no such column.

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional
 
-from recsys_ray.distributed import gather_equal, gather_with_gradient, get_rank, get_world_size
+from recsys_ray.distributed import all_gather_equal, all_gather_with_gradient, get_rank, get_world_size
 
 
 def _global_mean(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -42,8 +42,8 @@ class Candidates:
 
     def of_all_workers(self) -> Candidates:
         """Gathers the candidates of every worker, by rank."""
-        gathered = (gather_equal(part) for part in (self.items, self.log_q, self.counted))
-        return Candidates(gather_with_gradient(self.vectors), *gathered)
+        gathered = (all_gather_equal(part) for part in (self.items, self.log_q, self.counted))
+        return Candidates(all_gather_with_gradient(self.vectors), *gathered)
 
 
 def sampled_softmax(

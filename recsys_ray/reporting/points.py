@@ -19,7 +19,7 @@ def values_of(points: Points, key: str) -> np.ndarray:
 
 
 def any_finite(points: Points, key: str) -> bool:
-    """Whether any point has a finite value of `key`."""
+    """Returns whether any point has a finite value of `key`."""
     return bool(np.isfinite(values_of(points, key)).any())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def summary(outcome: dict[str, Any]) -> str:
+def outcome_text(outcome: dict[str, Any]) -> str:
     """Returns the headline test metrics and the speed in one line, under a table with a line for each rival if there are any."""
     names = outcome["headline"]
     metrics = "   ".join(f"test {metric_label(name)} {outcome.get(f'test_{name}', float('nan')):.4f}" for name in names)

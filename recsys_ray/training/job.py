@@ -15,7 +15,7 @@ from recsys_ray.data.prepare.pipeline import dataset_for, prepare
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.logs import configure_logging
 from recsys_ray.reporting.outcome import read_outcome
-from recsys_ray.reporting.summary import summary
+from recsys_ray.reporting.summary import outcome_text
 from recsys_ray.reporting.tracking.tracker import viewing_hint
 from recsys_ray.training.train import train
 
@@ -37,11 +37,11 @@ def run_training_job(default: TrainConfig, description: str, fetch_sample: Fetch
 def launch_training(config: TrainConfig, fetch_sample: FetchSample) -> None:
     """Prepares the data, trains on all workers, and prints the outcome with where to find report and record."""
     config = with_absolute_paths(config)
-    with launcher(config.launch) as engine:
+    with launcher(config.launch) as cluster:
         path = str(dataset_to_train_on(config, fetch_sample).absolute())
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
-        engine.run(train, config)
-    print(summary(read_outcome(config.run_dir)))
+        cluster.run(train, config)
+    print(outcome_text(read_outcome(config.run_dir)))
     print(f"report   {config.run_dir}/report.html")
     if hint := viewing_hint(config):
         print(hint)

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class CatalogueFacts:
+class DirectoryFacts:
     """The DatasetFacts of a dataset directory."""
 
     dataset: DatasetDirectory
@@ -39,15 +39,15 @@ class CatalogueFacts:
     def catalogue(self) -> tuple[Columns, torch.Tensor]:
         """Returns the encoded item columns, and how many positive training rows each item has."""
         # Not at the top: a ranking model has no use for it and its Arrow.
-        from recsys_ray.data.catalogue_reader import encoded_catalogue
+        from recsys_ray.data.catalogue_reader import load_encoded_catalogue
 
-        return encoded_catalogue(self.dataset)
+        return load_encoded_catalogue(self.dataset)
 
     def value_names(self, column: str) -> tuple[str, ...]:
         """Returns what each table row of a user column stands for."""
-        from recsys_ray.data.catalogue_reader import group_names
+        from recsys_ray.data.catalogue_reader import value_names
 
-        return group_names(self.dataset, column)
+        return value_names(self.dataset, column)
 
 
 def start_warm(config: TrainConfig, dataset: DatasetDirectory, model: Any) -> list[str]:

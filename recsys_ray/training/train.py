@@ -20,7 +20,7 @@ from recsys_ray.sharding.sharded_model import initialise_tables, shard_model
 from recsys_ray.training.checkpointing.checkpoints import Checkpoints
 from recsys_ray.training.loop import Run, evaluate, train_epochs
 from recsys_ray.training.optimizers import build_optimizer
-from recsys_ray.training.start import CatalogueFacts, autocast_type, log_start, open_streams, start_tracking, start_warm
+from recsys_ray.training.start import DirectoryFacts, autocast_type, log_start, open_streams, start_tracking, start_warm
 from recsys_ray.training.timing import StartupTimes
 
 
@@ -36,12 +36,12 @@ def train(config: TrainConfig) -> None:
         startup.done("process group")
         if stop_already_requested(config.run_dir):
             return
-        run, dataset = prepare_run(config, world, startup)
+        run, dataset = set_up_run(config, world, startup)
         try:
             run.streams |= open_streams(config, dataset, world)
             startup.done("data")
             if train_epochs(run):
-                complete(run, dataset)
+                test_and_finish(run, dataset)
             else:
                 run.tracker.end("KILLED")
         except BaseException:
@@ -51,12 +51,12 @@ def train(config: TrainConfig) -> None:
             run.checkpoints.close()
 
 
-def prepare_run(config: TrainConfig, world: World, startup: StartupTimes) -> tuple[Run, DatasetDirectory]:
+def set_up_run(config: TrainConfig, world: World, startup: StartupTimes) -> tuple[Run, DatasetDirectory]:
     """Builds and shards the model, restores the last checkpoint or starts from other weights, and opens the tracker."""
     dataset = DatasetDirectory.open(config.data.path)
     layout = batch_layout(config.train.global_batch, dataset.summary["block_rows"], world.size)
     autocast = autocast_type(config.train, world)
-    context = BuildContext(dataset.schema, world.device, autocast, config.train.seed, CatalogueFacts(dataset))
+    context = BuildContext(dataset.schema, world.device, autocast, config.train.seed, DirectoryFacts(dataset))
     task = build_task(config.model, context)
     model = shard_model(task.module, world, sharding=config.sharding, optimizer=config.optimizer, local_batch=layout.rows)
     initialise_tables(model, config.model.init_range, config.train.seed)
@@ -82,7 +82,7 @@ def prepare_run(config: TrainConfig, world: World, startup: StartupTimes) -> tup
     return run, dataset
 
 
-def complete(run: Run, dataset: DatasetDirectory) -> None:
+def test_and_finish(run: Run, dataset: DatasetDirectory) -> None:
     """Evaluates the best checkpoint on the test split and writes what a finished run leaves. Every worker calls it."""
     best = run.checkpoints.best(run.progress)
     run.checkpoints.restore_weights(best)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from recsys_ray.columns import Columns
-from recsys_ray.distributed import gather_rows, get_rank
+from recsys_ray.distributed import all_gather_rows, get_rank
 from recsys_ray.models.task import Batch, Evaluation, SplitReader
 
 
@@ -52,7 +52,7 @@ def predict_split(
         columns = [probabilities[counted], on_device.labels[counted], on_device.weights[counted]]
         parts.append(torch.stack(columns, dim=1).cpu())
     model.train()
-    gathered = gather_rows(torch.cat(parts), device).numpy().T
+    gathered = all_gather_rows(torch.cat(parts), device).numpy().T
     return BinaryPredictions(*gathered) if get_rank() == 0 else None
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from recsys_ray.distributed import broadcast_from_rank_0, gather_equal, get_rank, get_world_size
+from recsys_ray.distributed import all_gather_equal, broadcast_from_rank_0, get_rank, get_world_size
 from recsys_ray.models.encoded_catalogue import EncodedCatalogue
 from recsys_ray.models.evaluation.baselines import solve_ials, train_ials
 from recsys_ray.models.evaluation.retrieval_metrics import Pairs, Ranked, rank_catalogue
@@ -134,7 +134,7 @@ def embed_catalogue(model: Any, schema: Schema, catalogue: EncodedCatalogue, dev
         model.embed_candidate(candidate_batch(schema, catalogue.take(chunk)).to(device))
         for chunk in positions.split(EMBEDDED_AT_ONCE)
     ]
-    by_worker = gather_equal(torch.cat(parts)).view(get_world_size(), share, -1)
+    by_worker = all_gather_equal(torch.cat(parts)).view(get_world_size(), share, -1)
     return by_worker.transpose(0, 1).reshape(share * get_world_size(), -1)[: len(catalogue)].cpu()
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from recsys_ray.columns import ROW_WEIGHT, Columns
-from recsys_ray.distributed import gather_rows, get_rank
+from recsys_ray.distributed import all_gather_rows, get_rank
 from recsys_ray.models.evaluation.retrieval_metrics import Pairs
 from recsys_ray.models.two_tower_batch import query_batch
 from recsys_ray.schema import Schema
@@ -82,7 +82,7 @@ class InteractionReader:
         unknown = rows[:, 0] == 0
         rows[unknown, 0] = -1 - torch.arange(int(unknown.sum())) - NO_ID * get_rank()
         first = _earliest(rows)
-        choices, rows, vectors = (gather_rows(part, device) for part in (rows[:, [0, 2]], rows[first], vectors[first]))
+        choices, rows, vectors = (all_gather_rows(part, device) for part in (rows[:, [0, 2]], rows[first], vectors[first]))
         first = _earliest(rows)
         return UserQueries(rows[first, 0].contiguous(), vectors[first], rows[first, 3], choices)
 
@@ -102,7 +102,7 @@ class InteractionReader:
             places, positions = users.positions_of(ids), self.positions[items]
             kept = counted & (ids > 0) & (places >= 0) & (positions >= 0)
             parts.append(torch.stack([places, positions, positive.long()], dim=1)[kept])
-        pairs = gather_rows(torch.cat(parts), device)
+        pairs = all_gather_rows(torch.cat(parts), device)
         return EarlierPairs(Pairs.of(pairs[:, 0], pairs[:, 1]), Pairs.of(*pairs[pairs[:, 2] > 0, :2].T))
 
     def positive_pairs(self, stream: Iterable[Columns], device: torch.device) -> Pairs:
@@ -112,7 +112,7 @@ class InteractionReader:
             ids, items, _, positive = self.read(columns)
             kept = positive & (ids > 0) & (self.positions[items] >= 0)
             parts.append(torch.stack([ids, self.positions[items]], dim=1)[kept])
-        return Pairs.of(*gather_rows(torch.cat(parts), device).T)
+        return Pairs.of(*all_gather_rows(torch.cat(parts), device).T)
 
     def relevant(self, users: UserQueries, seen: Pairs, num_items: int) -> tuple[Pairs, torch.Tensor]:
         """Returns what the users chose of the catalogue and had not seen before, and how many choices of each are not in it."""

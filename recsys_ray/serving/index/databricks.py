@@ -25,7 +25,7 @@ DATABRICKS_TYPES = {pa.int64(): "long", pa.int32(): "int", pa.float32(): "float"
 
 
 class IndexAddress(NamedTuple):
-    """Where the index of one model version is."""
+    """The endpoint and the name of the index of one model version."""
 
     endpoint: str
     name: str
