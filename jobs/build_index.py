@@ -1,12 +1,12 @@
-"""Build the vector index of a Two Tower run: every item of its catalogue embedded in parallel, searchable, replaced atomically.
+"""Builds the vector index of a Two Tower run: embeds every item of its catalogue in parallel, then replaces the index atomically.
 
     python jobs/build_index.py --run-dir runs/two_tower                                  # -> runs/two_tower/index
     python jobs/build_index.py --run-dir runs/two_tower --index s3://bucket/items        # object store
-    python jobs/build_index.py --run-dir runs/two_tower --show 2                         # and what it recommends to two users
+    python jobs/build_index.py --run-dir runs/two_tower --show 2                         # and recommendations for two users
     python jobs/build_index.py --run-dir runs/two_tower --index databricks:search/main.recsys.films     # AI Search
     ray job submit --working-dir . -- python jobs/build_index.py --run-dir /shared/runs/two_tower
 
-Prints and stores the recall against exact search. Running it again rebuilds the index; searches continue meanwhile.
+It prints and stores the recall against exact search. Running it again rebuilds the index; searches continue meanwhile.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fetches, converts or generates a data set as Parquet, with the schema.json that jobs/prepare_data.py wants beside it.
+"""Fetches, converts or generates a data set as Parquet, with the schema.json that jobs/prepare_data.py needs.
 
     python jobs/fetch_dataset.py movielens --out data/ml-1m
     python jobs/fetch_dataset.py movielens --out data/ml-1m --source folder-with-ratings.dat
@@ -6,7 +6,7 @@
     python jobs/fetch_dataset.py synthetic --rows 4000000 --out data/synthetic      # clicks, for ranking
     python jobs/fetch_dataset.py choices --users 20000 --out data/choices           # implicit feedback, for retrieval
 
-All of it or nothing is written, and a second call with the same arguments returns at once.
+It writes the whole data set or nothing; a second call with the same arguments returns at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Before anyone rents GPUs: how a model would be sharded over a cluster, whether it fits, how fast it would train, at what cost.
+"""Plans a training run before GPUs are rented: how it would be sharded, whether it fits, how fast it would train, at what cost.
 
     python jobs/plan.py dlrm --schema clicks.json --cluster.nodes 2 --cluster.gpu h100 --cluster.price 3.0
     python jobs/plan.py dlrm --data.path datasets/clicks --model.embedding-dim 128 --train.global-batch 65536
@@ -6,7 +6,7 @@
     python jobs/plan.py dlrm --schema clicks.json --cluster.gpu cpu --cluster.gpus-per-node 2       # two workers on this machine
 
 The other flags and their defaults are those of the training job (jobs/train_dlrm.py, jobs/train_two_tower.py). Nothing is
-started, and no GPU is needed. An estimate, explained in docs/planning.md, with what was measured beside it.
+started, and no GPU is needed. The result is an estimate; docs/planning.md explains it and compares it with measurements.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ class PlanJob(TrainConfig):
     """A training run that is only planned."""
 
     schema: str = ""
-    """A schema file, where there is no dataset directory yet; empty: that of `--data.path`."""
+    """A schema file, if there is no dataset directory yet; empty: the schema of `--data.path`."""
     list_values: float = 10.0
     """How many values a row of a multi-valued column has on average."""
     cluster: Cluster = field(default_factory=Cluster)
 
 
 def planned(model: str) -> PlanJob:
-    """Returns the very run that jobs/train_MODEL.py starts from, or the model's defaults where it has no such job."""
+    """Returns the settings that jobs/train_MODEL.py starts from, or the model's defaults if it has no such job."""
     job = f"train_{model}"
     config = import_module(job).CONFIG if find_spec(job) else TrainConfig(model=registered_model(model).config())
     return PlanJob(**{part.name: getattr(config, part.name) for part in dataclasses.fields(TrainConfig)})
 
 
 def main(job: PlanJob) -> None:
-    """Prints the plan. Raises ValueError where the model does not fit, naming the smallest cluster that does."""
+    """Prints the plan. Raises ValueError if the model does not fit, naming the smallest cluster that it fits."""
     if not job.schema and not job.data.path:
         raise ValueError("there is nothing to plan for: give --schema FILE, or --data.path with a dataset directory")
     check_cluster(job.cluster)

@@ -1,10 +1,10 @@
-"""Parquet or a Spark table -> dataset directory (schema.json, MDS row blocks by split, rejected rows, summary.json).
+"""Prepares Parquet or a Spark table as a dataset directory: schema.json, MDS row blocks by split, rejected rows, summary.json.
 
-    python jobs/prepare_data.py --parquet data/clicks --infer-schema data/clicks/schema.json   # a first schema: read, edit
+    python jobs/prepare_data.py --parquet data/clicks --infer-schema data/clicks/schema.json   # a first schema, to edit
     python jobs/prepare_data.py --parquet data/clicks --out datasets/clicks --split.by time
 
-Running it again on the same inputs does nothing. Ray Data does the work, or with --engine spark Spark: on the active session,
-else on one of its own. On a cluster:
+Running it again on the same inputs does nothing. Ray Data does the work, or Spark with --engine spark: in the active session, or
+in one of its own if there is none. On a cluster:
 
     ray job submit --working-dir . -- python jobs/prepare_data.py ...
     spark-submit jobs/prepare_data.py --engine spark ...
@@ -28,13 +28,16 @@ from recsys_ray.data.sources.source import open_source
 
 @dataclass(frozen=True)
 class PrepareJob(PrepareConfig):
+    """The flags of this job: the settings of a preparation, and those that infer a schema instead."""
+
     infer_schema: str = ""
-    """Only write a schema inferred from the types of the columns to this file, to be edited."""
+    """Only infer a schema from the types of the columns and write it to this file, for you to edit."""
     label: str = ""
-    """With --infer-schema: which column is the label; none: every row is a positive one, as in a log of purchases."""
+    """With --infer-schema: the label column; empty: every row is a positive example, as in a log of purchases."""
 
 
 def main(job: PrepareJob) -> None:
+    """Prepares the dataset and prints how many rows were kept and rejected, or with --infer-schema only writes a schema."""
     if job.infer_schema:
         write_schema(job)
         return
@@ -45,6 +48,7 @@ def main(job: PrepareJob) -> None:
 
 
 def write_schema(job: PrepareJob) -> None:
+    """Writes a schema inferred from the types of the columns, and prints which columns it leaves out."""
     with open_engine(job.engine) as engine:
         table = open_source(job, engine.open_table).arrow_schema
     schema = infer_schema(table, job.label)

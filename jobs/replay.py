@@ -1,8 +1,8 @@
-"""Look into a loss that was not finite: train again from the checkpoint before it, and show the batch that did it.
+"""Investigates a loss that was not finite: shows its batch, and trains again from the last checkpoint before it.
 
     python jobs/replay.py --run-dir runs/clicks
 
-Reads the run's not_finite.json and config.json. Trains in a temporary directory, on this machine, a line for each step; the run
+It reads the run's not_finite.json and config.json, trains on this machine in a temporary directory, and logs every step. The run
 itself is left as it is.
 """
 

@@ -1,14 +1,20 @@
-"""Train a DLRM, the ranking model: from Parquet or a prepared dataset to checkpoints, metrics and a report.
+r"""Trains a DLRM, the ranking model: from Parquet or a prepared dataset to checkpoints, metrics and a report.
 
     python jobs/train_dlrm.py                                    # MovieLens 1M: fetched, prepared, trained
     python jobs/train_dlrm.py --data.path datasets/clicks        # a directory written by jobs/prepare_data.py
-    python jobs/train_dlrm.py --data.parquet data/clicks         # raw Parquet with a schema.json beside it
+    python jobs/train_dlrm.py --data.parquet data/clicks         # raw Parquet with a schema.json next to it
     python jobs/train_dlrm.py --launch.engine local --launch.workers 2      # no cluster; or --launch.engine spark
-    ray job submit --working-dir . -- python jobs/train_dlrm.py --data.path /shared/clicks --launch.workers 8
+    ray job submit --working-dir . -- python jobs/train_dlrm.py \
+        --data.path /shared/datasets/clicks --run-dir /shared/runs/clicks --launch.workers 8
 
-The job connects to the engine's cluster or starts one, prepares the dataset where need be, and runs `train(config)`
+By default it trains the variant with a cross network, DCNv2; `--model.interaction dot` selects the original DLRM.
+
+The job connects to the engine's cluster or starts one, prepares the dataset if necessary, and runs `train(config)`
 (recsys_ray/training/train.py) on every worker: join the process group, shard the model, stream row blocks, train, evaluate,
-checkpoint. Every knob is in recsys_ray/config/ and `--help`. Running again with the same --run-dir goes on where the run stopped.
+checkpoint. Running it again with the same --run-dir resumes the run. On a cluster, dataset and run directory must be on storage
+that all nodes share.
+
+`--help` lists all settings. Those of the model are in recsys_ray/models/dlrm.py, all others in recsys_ray/config/.
 """
 
 from __future__ import annotations

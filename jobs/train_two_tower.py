@@ -1,13 +1,16 @@
-"""Train a Two Tower, the retrieval model: from Parquet or a prepared dataset to checkpoints, metrics and a report.
+r"""Trains a Two Tower, the retrieval model: from Parquet or a prepared dataset to checkpoints, metrics and a report.
 
     python jobs/train_two_tower.py                               # MovieLens 1M: fetched, prepared, trained
     python jobs/train_two_tower.py --data.path datasets/clicks   # a directory written by jobs/prepare_data.py
-    python jobs/train_two_tower.py --data.parquet data/clicks --data.split.by time      # raw Parquet, a schema.json beside it
+    python jobs/train_two_tower.py --data.parquet data/clicks --data.split.by time      # raw Parquet, a schema.json next to it
     python jobs/train_two_tower.py --launch.engine local --launch.workers 2 # no cluster; or --launch.engine spark
-    ray job submit --working-dir . -- python jobs/train_two_tower.py --data.path /shared/clicks --launch.workers 8
+    ray job submit --working-dir . -- python jobs/train_two_tower.py \
+        --data.path /shared/datasets/clicks --run-dir /shared/runs/clicks --launch.workers 8
 
-It is jobs/train_dlrm.py with another model. The schema must say which columns tell users and items apart ("key": true). Every
-knob is in recsys_ray/config/ and `--help`. Running again with the same --run-dir goes on where the run stopped.
+The job does the same as jobs/train_dlrm.py, with another model. The schema must mark the id columns of users and of items
+("key": true). Running the job again with the same --run-dir resumes the run.
+
+`--help` lists all settings. Those of the model are in recsys_ray/models/two_tower.py, all others in recsys_ray/config/.
 """
 
 from __future__ import annotations
