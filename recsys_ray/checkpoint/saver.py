@@ -124,7 +124,7 @@ def _set_device(*device: int) -> None:
 
 
 def _describe_first_failure(error: BaseException) -> str:
-    """Names the failed worker of the lowest rank, if the error tells workers apart."""
+    """Names the failed worker of the lowest rank, if the error names workers."""
     if isinstance(error, CheckpointException):
         rank, (cause, _) = min(error.failures.items(), key=lambda item: item[0])
         return f"worker rank {rank}: {type(cause).__name__}: {cause}"

@@ -4,8 +4,8 @@ Why each private part is needed:
 
 * `cluster_config` and `AutoscalerReport`: the only two places that say which nodes an autoscaler may start.
 * `readonly_node_type`: the name that the report gives to a node where there is no autoscaler.
-* `CapacityRequest`: the public `ray.autoscaler.sdk.request_resources` knows one request alone, the last, and Ray Data and Ray
-  Train make theirs through the coordinator that is used here.
+* `CapacityRequest`: the public `ray.autoscaler.sdk.request_resources` keeps only the last request. Ray Data and Ray Train make
+  theirs through the coordinator that is used here.
 * `WORKER_START_TIMEOUT_VARIABLE`: Ray Train documents the variable, and exports its name nowhere.
 * `enable_token_authentication`: `ray start` decides by the same function whether a cluster wants a token.
 """
@@ -57,7 +57,7 @@ class AutoscalerReport:
 
 
 class CapacityRequest:
-    """A request to the autoscaler for room, beside those of Ray Data and Ray Train."""
+    """A request to the autoscaler for room, independent of those of Ray Data and Ray Train."""
 
     def __init__(self) -> None:
         self._coordinator = DefaultAutoscalingCoordinator(f"recsys_ray-{uuid.uuid4().hex}")

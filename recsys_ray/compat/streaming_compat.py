@@ -7,7 +7,7 @@ Why each private part is needed:
 * `EpochPosition` and `ShardState` are what those hooks work with.
 * `separate_shared_memory` and `patch_shared_memory` settle how workers of one host name and open their shared memory.
 
-`import streaming` also imports its vision, text and multimodal parts, hence torchvision, which cannot be installed beside a
+`import streaming` also imports its vision, text and multimodal parts, hence torchvision, which cannot be installed with a
 CPU-only torch from the same source, and transformers, which takes most of a second. This package needs none of them.
 """
 

@@ -20,7 +20,7 @@ from recsys_ray.launch.spark_cluster import active_session
 def ray_on_spark(config: RayConfig) -> Iterator[None]:
     """Starts from spark_nodes[0] to spark_nodes[1] Ray nodes, as the work needs them, and stops them after the body.
 
-    RAY_ADDRESS is theirs meanwhile. Raises ValueError if a node's CPUs are given and its GPUs are not, or the other way round.
+    RAY_ADDRESS is set for the body. Raises ValueError if a node's CPUs are given and its GPUs are not, or the other way round.
     """
     if (config.spark_cpus_per_node is None) != (config.spark_gpus_per_node is None):
         raise ValueError("--launch.ray.spark-cpus-per-node and --launch.ray.spark-gpus-per-node: give both, or neither")

@@ -1,7 +1,7 @@
 """Keeps records in the run directory of who ran each worker and how it ended, and explains a failure by them.
 
-From these records the launcher says, in the same words under every engine, which worker failed first, where, and why. An
-engine's own account differs from one to the next: Ray knows no signals, Spark only log lines.
+From these records the launcher reports, in the same form under every engine, which worker failed first, where, and why.
+The engines' own reports differ: Ray knows no signals, Spark only log lines.
 """
 
 from __future__ import annotations
