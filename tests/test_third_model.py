@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.processes import ROOT
+
 FILE = "recsys_ray/models/factorization_machine.py"
 LAST_LINE = '    "two_tower": "recsys_ray.models.two_tower",\n'
 LINE = '    "factorization_machine": "recsys_ray.models.factorization_machine",\n'
