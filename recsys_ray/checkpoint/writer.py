@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from recsys_ray.checkpoint.store import CheckpointStore, with_retries
-from recsys_ray.compat.torch_compat import FsspecFileSystem, FsspecWriter
+from recsys_ray.compat.torch_compat import METADATA_AS_WRITTEN, FsspecFileSystem, FsspecWriter
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ChecksumWriter(FsspecWriter):
             assert isinstance(result, ChecksummedResult)
             name = result.storage_data.relative_path
             self.files[name] = {"bytes": result.file_bytes, "checksum": result.file_checksum}
-        size, checksum = self._file_system.written[".metadata.tmp"]  # the library renames it afterwards
+        size, checksum = self._file_system.written[METADATA_AS_WRITTEN]
         self.files[".metadata"] = {"bytes": size, "checksum": checksum}
 
 

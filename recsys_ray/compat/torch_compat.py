@@ -4,6 +4,7 @@ Why each private name is needed:
 
 * `ShardedTensor`, its shards and metadata: TorchRec keeps embedding tables in them.
 * `FsspecReader`, `FsspecWriter`, `FsspecFileSystem`: torch.distributed.checkpoint has nothing else for object stores.
+* `METADATA_AS_WRITTEN`: the name under which FsspecWriter writes the metadata, before it renames it to ".metadata".
 * `apply_optimizer_in_backward`: the way to fuse the optimizer of TorchRec's embedding tables into the backward pass.
 * `_remote_device`: the type of every shard's placement.
 """
@@ -25,6 +26,7 @@ from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimi
 from torch.distributed.remote_device import _remote_device
 
 __all__ = [
+    "METADATA_AS_WRITTEN",
     "FsspecFileSystem",
     "FsspecReader",
     "FsspecWriter",
@@ -38,6 +40,8 @@ __all__ = [
     "shard_rank",
     "sharded_tensor",
 ]
+
+METADATA_AS_WRITTEN = ".metadata.tmp"
 
 
 def shard_rank(shard: ShardMetadata) -> int | None:
