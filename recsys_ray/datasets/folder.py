@@ -1,4 +1,4 @@
-"""The folder of a data set, written completely or not at all, for the other modules of this room."""
+"""The folder of a data set, written completely or not at all, for the other modules of recsys_ray.datasets."""
 
 from __future__ import annotations
 
