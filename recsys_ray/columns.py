@@ -1,4 +1,4 @@
-"""Names and types of columns on their way from the rows of a table to the batches of a model, defined once for the whole package."""
+"""Names and types of columns, from the rows of a table to the batches of a model, defined once for the whole package."""
 
 from __future__ import annotations
 
