@@ -28,6 +28,7 @@ from recsys_ray.checkpoint.saver import Saver
 from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.config import OptimizerConfig, ShardingConfig
 from recsys_ray.distributed import World
+from recsys_ray.logs import configure_logging
 from recsys_ray.models.dlrm import DLRMConfig
 from recsys_ray.models.registry import build_task
 from recsys_ray.models.task import Batch, BuildContext, Task
@@ -50,6 +51,7 @@ class Stall:
 
 
 def main(stall: Stall) -> None:
+    configure_logging()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     world = World(0, 1, 0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))

@@ -29,6 +29,7 @@ from recsys_ray.config import LaunchConfig, LoopConfig, OptimizerConfig, Shardin
 from recsys_ray.distributed import World, join_world
 from recsys_ray.host_memory import M_MMAP_THRESHOLD
 from recsys_ray.launch.launcher import launcher
+from recsys_ray.logs import configure_logging
 from recsys_ray.models.dlrm import DLRMConfig
 from recsys_ray.models.registry import build_task
 from recsys_ray.models.task import Batch, BuildContext, Task
@@ -59,6 +60,7 @@ class PlanMemory:
 
 
 def main(job: PlanMemory) -> None:
+    configure_logging()
     with tempfile.TemporaryDirectory() as folder:
         types = ShardingConfig.types if job.sharding == "any" else (job.sharding,)
         config = TrainConfig(
@@ -105,6 +107,7 @@ def measure_in_use(config: TrainConfig) -> None:
 
 def measure_worker(config: TrainConfig, world: World) -> None:
     """Trains a small model first, so that what libraries allocate once is not counted, then measures the real one."""
+    configure_logging()
     small = replace(config, train=LoopConfig(global_batch=64, max_steps=2))
     run(small, tables(0.001, config.model.embedding_dim), world)
     ctypes.CDLL(None).malloc_trim(0)

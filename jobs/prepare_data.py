@@ -33,7 +33,8 @@ class PrepareJob(PrepareConfig):
     infer_schema: str = ""
     """Only infer a schema from the types of the columns and write it to this file, for you to edit."""
     label: str = ""
-    """With --infer-schema: the label column; empty: every row is a positive example, as in a log of purchases."""
+    """With --infer-schema: the label column. Empty: the first of label, click, clicked, target and rating that there is. none:
+    every row is a positive example, as in a log of purchases."""
 
 
 def main(job: PrepareJob) -> None:

@@ -22,6 +22,7 @@ from benchmarks.speed.side_by_side import keep
 from recsys_ray.config import LaunchConfig, LoopConfig, ShardingConfig, TrainConfig
 from recsys_ray.distributed import join_world
 from recsys_ray.launch.launcher import launcher
+from recsys_ray.logs import configure_logging
 from recsys_ray.models.dlrm import DLRMConfig
 from recsys_ray.planning.workload import make_workload
 from recsys_ray.schema import Schema
@@ -39,6 +40,7 @@ class Memory:
 
 
 def main(job: Memory) -> None:
+    configure_logging()
     with tempfile.TemporaryDirectory() as folder:
         schema = tables(job.parameters * 4 / (1 << 30), job.dim)
         Path(folder, "schema.json").write_text(schema.to_json())

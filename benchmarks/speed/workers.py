@@ -18,6 +18,7 @@ from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.loading.stream import BlockStream, batch_layout
 from recsys_ray.distributed import World
 from recsys_ray.host_memory import keep_freed_memory
+from recsys_ray.logs import configure_logging
 from recsys_ray.models.dlrm import DLRMConfig
 from recsys_ray.models.registry import build_task
 from recsys_ray.models.task import Batch, BuildContext, Task
@@ -32,6 +33,7 @@ ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": 
 
 
 def alone() -> World:
+    configure_logging()
     os.environ |= ALONE
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     keep_freed_memory()

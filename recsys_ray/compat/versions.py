@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from importlib import import_module, metadata
 
 
+class UncheckedVersionError(ImportError):
+    """A library is installed in a version whose private names were not checked."""
+
+
 def require_version(package: str, versions: Sequence[str]) -> None:
-    """Raises ImportError unless the installed `package` has one of `versions`, each as "major.minor"."""
+    """Raises UncheckedVersionError unless the installed `package` has one of `versions`, each as "major.minor"."""
     installed = _installed_version(package)
     if installed.replace("+", ".").split(".")[:2] not in [version.split(".") for version in versions]:
-        raise ImportError(
+        raise UncheckedVersionError(
             f"{package} {installed} is installed, and recsys_ray uses private parts of it that were checked for "
             f"{' and '.join(versions)} only: install one of these"
         )

@@ -64,7 +64,7 @@ class DataConfig:
     """Raw Parquet, which is prepared first. Its schema is `--data.schema`, or the `schema.json` beside it."""
     schema: str = ""
     split: SplitConfig = field(default_factory=SplitConfig)
-    """How raw Parquet is split; a dataset directory is split already."""
+    """How raw Parquet, or the job's sample data, is split; a dataset directory is split already."""
     cache: str = ""
     """Folder on each node's own disk for unpacked copies of the shards, removed at the end; empty: the temporary folder."""
     loader_workers: int | None = None

@@ -14,6 +14,7 @@ from typing import Protocol
 from recsys_ray.config import LaunchConfig, TrainConfig
 from recsys_ray.launch.stopping import sigterm_as_stop_request
 from recsys_ray.launch.worker import Train
+from recsys_ray.logs import configure_logging
 
 LAUNCHERS = {
     "ray": "recsys_ray.launch.ray_launcher",
@@ -39,6 +40,7 @@ def launcher(config: LaunchConfig) -> Iterator[Launcher]:
 
     Raises ValueError for an engine that is not in the table, or an impossible number of workers.
     """
+    configure_logging()
     if config.engine not in LAUNCHERS:
         raise ValueError(f"--launch.engine {config.engine} is not one of {', '.join(LAUNCHERS)}")
     if config.min_workers is not None and config.engine != "ray":

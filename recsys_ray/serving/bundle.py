@@ -84,7 +84,8 @@ def load_retriever(run_dir: str | Path) -> Retriever:
 
 def load_task(run_dir: Path, config: TrainConfig, schema: Schema) -> Task:
     """Builds the model of a finished run on the CPU, unsharded, with its exported weights; it can predict but not train."""
-    task = build_task(config.model, BuildContext(schema, torch.device("cpu")))
+    with torch.random.fork_rng(devices=[]):  # building draws weights, which the exported ones replace
+        task = build_task(config.model, BuildContext(schema, torch.device("cpu")))
     task.module.load_state_dict(load_file(run_dir / MODEL_WEIGHTS), assign=True)
     task.module.eval()
     return task

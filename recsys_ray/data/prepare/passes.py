@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from recsys_ray.columns import ROW_HASH, SPLIT_COLUMN, SPLITS
+from recsys_ray.columns import ROW_HASH, SPLIT_COLUMN
 from recsys_ray.data.blocks.packing import pack_rows
 from recsys_ray.data.blocks.parts import CommitReport, PartWriter
 from recsys_ray.data.dataset.tables import item_columns
@@ -54,7 +54,7 @@ class Passes:
         rules = self.rules
 
         def latest(batch: pa.Table) -> LatestRows:
-            return latest_rows(_good_rows(batch, rules), rules.schema)
+            return latest_rows(rules.good_rows(batch), rules.schema)
 
         return self.engine.reduce(self._rows(), latest, LatestRows.merge).held_out()
 
@@ -68,7 +68,7 @@ class Passes:
             return Statistics(rules.schema, {}, NO_COUNTS)
 
         def measured(batch: pa.Table) -> BatchStatistics:
-            return measure_batch(_training_rows(batch, rules), rules.schema)
+            return measure_batch(rules.training_rows(batch), rules.schema)
 
         return complete_statistics(rules.schema, self.engine.reduce(self._rows(), measured, BatchStatistics.merge), kept)
 
@@ -77,7 +77,7 @@ class Passes:
         rules, names = self.rules, item_columns(self.rules.schema)
 
         def found(batch: pa.Table) -> pa.Table:
-            return distinct_items(_good_rows(batch, rules), names, key)
+            return distinct_items(rules.good_rows(batch), names, key)
 
         items = self.engine.reduce(self._rows(), found, partial(merge_items, key))
         return items.drop_columns([ROW_HASH])
@@ -88,7 +88,7 @@ class Passes:
         vocabularies = self.engine.broadcast(statistics.vocabularies)
 
         def encode(batch: pa.Table) -> pa.Table:
-            batch = _good_rows(batch, rules)
+            batch = rules.good_rows(batch)
             encoded = pack_rows(transform(batch, schema, vocabularies()), writer.columns)
             encoded = encoded.append_column(SPLIT_COLUMN, pa.array(rules.splits(batch), pa.uint8()))
             return encoded.append_column(ROW_HASH, batch[ROW_HASH])
@@ -111,13 +111,3 @@ class Passes:
 
     def _rows(self) -> PassInput:
         return self.source.pass_input(self.rules.columns, self.engine.broadcast)
-
-
-def _good_rows(batch: pa.Table, rules: RowRules) -> pa.Table:
-    good = rules.faults(batch) == None  # noqa: E711
-    return batch if good.all() else batch.filter(pa.array(good))
-
-
-def _training_rows(batch: pa.Table, rules: RowRules) -> pa.Table:
-    good = _good_rows(batch, rules)
-    return good.filter(pa.array(rules.splits(good) == SPLITS.index("train")))

@@ -117,6 +117,16 @@ class RowRules:
             )
         return reasons
 
+    def good_rows(self, batch: pa.Table) -> pa.Table:
+        """Returns the rows that are not bad."""
+        good = self.faults(batch) == None  # noqa: E711
+        return batch if good.all() else batch.filter(pa.array(good))
+
+    def training_rows(self, batch: pa.Table) -> pa.Table:
+        """Returns the good rows of the training split."""
+        batch = self.good_rows(batch)
+        return batch.filter(pa.array(self.splits(batch) == SPLITS.index("train")))
+
     def splits(self, batch: pa.Table) -> np.ndarray:
         """Returns the split of each row, uint8: an index into SPLITS, or NO_SPLIT."""
         match self.split.by:

@@ -7,13 +7,12 @@ import subprocess
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-from mlflow.entities import Metric
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
+from typing import TYPE_CHECKING, Any
 
 from recsys_ray.config import TrainConfig
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 log = logging.getLogger(__name__)
 RUN_ID_FILE = ".mlflow_run_id"
@@ -39,6 +38,9 @@ class MlflowTracker:
 
     def log_metrics(self, step: int, values: dict[str, float]) -> None:
         """Records metrics of a step; MLflow takes no NaN."""
+        # Not at the top: MLflow takes a second to import, which a process that only prints `viewing_hint` should not pay.
+        from mlflow.entities import Metric
+
         now = int(time.time() * 1000)
         points = [Metric(name, value, now, step) for name, value in values.items() if value == value]
         self._client.log_batch(self.run_id, metrics=points)
@@ -63,6 +65,8 @@ class MlflowTracker:
 
 def open_run(config: TrainConfig, settings: dict[str, Any], run_id: str) -> MlflowTracker:
     """Continues the MLflow run `run_id`, or the one noted in the run directory; else starts a new one."""
+    from mlflow.tracking import MlflowClient
+
     uri, run_dir = tracking_uri(config), Path(config.run_dir)
     client, note = MlflowClient(uri), run_dir / RUN_ID_FILE
     run_id = run_id or (note.read_text() if note.exists() else "")
@@ -75,6 +79,8 @@ def open_run(config: TrainConfig, settings: dict[str, Any], run_id: str) -> Mlfl
 
 
 def _exists(client: MlflowClient, run_id: str, uri: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
     try:
         return client.get_run(run_id).info.lifecycle_stage == "active"
     except MlflowException as error:
