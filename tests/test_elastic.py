@@ -18,6 +18,7 @@ from ray.cluster_utils import Cluster
 
 from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.config.serialization import from_json
+from recsys_ray.models.registry import model_config
 from recsys_ray.training.train import train
 from tests.support.audit import assert_every_row_once_an_epoch, numbered_rows, rows_by_step
 from tests.support.processes import ROOT
@@ -95,5 +96,5 @@ def test_workers_come_and_go_and_no_row_is_lost(audited: Path, tmp_path: Path, c
     assert 10 <= step_of(alone) < step_of(again)
     assert_every_row_once_an_epoch(rows_by_step(run_dir, outcome["steps"]), BATCH)
     whole = tmp_path / "whole"
-    run_workers(train, 2, dataclasses.replace(from_json((run_dir / "config.json").read_text()), run_dir=str(whole)))
+    run_workers(train, 2, dataclasses.replace(from_json((run_dir / "config.json").read_text(), model_config), run_dir=str(whole)))
     assert np.abs(losses(run_dir) - losses(whole)).max() < 1e-4

@@ -45,7 +45,20 @@ def start(dataset: Path, tmp_path: Path, temporary: Path, arguments: list[str], 
     command += ["--launch.workers=2", "--launch.cpus-per-worker=0.5", *arguments]
     environment = {**os.environ, "TMPDIR": str(temporary), **environment}
     with (tmp_path / "log").open("wb") as log:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+        job = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+    _started.append(job)
+    return job
+
+
+_started: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.fixture(autouse=True)
+def no_job_survives_its_test() -> Iterator[None]:
+    """Kills the jobs that a failed test has left, which would train on and slow down the tests after it."""
+    yield
+    while _started:
+        _started.pop().kill()
 
 
 def wait_for_steps(job: subprocess.Popen[bytes], tmp_path: Path) -> None:

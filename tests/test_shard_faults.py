@@ -185,7 +185,6 @@ def test_copy_that_was_damaged_on_its_way_is_made_once_more(folder: Path, store:
     assert_all_rows_are_read(folder, store)
 
 
-@pytest.mark.unit
 @pytest.mark.parametrize("store", [TruncatesFirstCopies, FlipsAByteInFirstCopies, FailsTwice])
 def test_one_call_gets_over_a_passing_fault(folder: Path, store: type[Store]) -> None:
     """A reader that needs a shard retries on its own what a thread failed to copy ahead of time."""
