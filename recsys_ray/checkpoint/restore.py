@@ -23,7 +23,7 @@ class IntactCheckpoint(NamedTuple):
 
     step: int
     note: dict[str, Any]
-    """What it was saved with."""
+    """The JSON values given to Saver.save: progress, identity and settings of the run."""
 
 
 def newest_intact(store: CheckpointStore) -> IntactCheckpoint | None:

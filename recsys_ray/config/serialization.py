@@ -13,11 +13,15 @@ MODEL_NAME = "name"
 """The key under which config.json stores the registered name of the model, beside the model's settings."""
 
 
+def to_values(config: TrainConfig, model_name: str) -> dict[str, Any]:
+    """Returns the configuration as nested dicts, with the registered name of the model among the model's settings."""
+    values = dataclasses.asdict(config)
+    return {**values, "model": {MODEL_NAME: model_name, **values["model"]}}
+
+
 def to_json(config: TrainConfig, model_name: str) -> str:
     """Returns the text of config.json."""
-    values = dataclasses.asdict(config)
-    values["model"] = {MODEL_NAME: model_name, **values["model"]}
-    return json.dumps(values, indent=2) + "\n"
+    return json.dumps(to_values(config, model_name), indent=2) + "\n"
 
 
 def from_json(text: str, model_config: Callable[[dict[str, Any]], ModelConfig]) -> TrainConfig:

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recsys_ray.reporting import figures as figures
+from recsys_ray.reporting import figures
 from recsys_ray.reporting.html import (
     formatted,
     html_folded,

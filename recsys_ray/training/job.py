@@ -13,7 +13,6 @@ from recsys_ray.command_line import readable_errors
 from recsys_ray.config import PrepareConfig, TrainConfig, with_absolute_paths
 from recsys_ray.data.prepare.pipeline import dataset_for, prepare
 from recsys_ray.launch.launcher import launcher
-from recsys_ray.logs import configure_logging
 from recsys_ray.reporting.outcome import read_outcome
 from recsys_ray.reporting.summary import outcome_text
 from recsys_ray.reporting.tracking.tracker import viewing_hint
@@ -28,7 +27,6 @@ def run_training_job(default: TrainConfig, description: str, fetch_sample: Fetch
 
     `fetch_sample` provides the data where the command line names none.
     """
-    configure_logging()
     with readable_errors("run it again to go on after the last checkpoint"):
         flags = (tyro.conf.AvoidSubcommands,)
         launch_training(tyro.cli(TrainConfig, default=default, description=description, config=flags), fetch_sample)

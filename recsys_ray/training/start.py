@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import uuid
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ import torch.distributed as dist
 from recsys_ray.columns import SPLITS, Columns
 from recsys_ray.compat.streaming_compat import separate_shared_memory
 from recsys_ray.config import LoopConfig, TrainConfig
-from recsys_ray.config.serialization import MODEL_NAME, flatten, to_json
+from recsys_ray.config.serialization import flatten, to_json, to_values
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.loading.cache_janitor import shard_cache
-from recsys_ray.data.loading.stream import BlockStream, batch_layout
+from recsys_ray.data.loading.stream import BatchLayout, BlockStream
 from recsys_ray.distributed import World
 from recsys_ray.models.registry import model_name
 from recsys_ray.reporting.tracking.tracker import Tracker, open_tracker
@@ -69,8 +68,7 @@ def autocast_type(loop: LoopConfig, world: World) -> torch.dtype | None:
 def start_tracking(config: TrainConfig, world: World, progress: Progress, *, dataset: DatasetDirectory, model: Any) -> Tracker:
     """Opens the tracker, and records configuration, sharding plan and dataset there and in the run directory."""
     run_dir, name = Path(config.run_dir), model_name(config.model)
-    settings = flatten({**dataclasses.asdict(config), "model": {MODEL_NAME: name, **dataclasses.asdict(config.model)}})
-    tracker = open_tracker(config, settings, progress.tracking_run_id, world.rank)
+    tracker = open_tracker(config, flatten(to_values(config, name)), progress.tracking_run_id, world.rank)
     progress.tracking_run_id = tracker.run_id
     plan = placement_text(table_shards(model))
     if world.rank == 0:
@@ -98,13 +96,12 @@ def log_start(run: Run, changes: list[str], notes: list[str]) -> None:
             log.info("%s", note)
 
 
-def open_streams(config: TrainConfig, dataset: DatasetDirectory, world: World) -> dict[str, BlockStream]:
+def open_streams(config: TrainConfig, dataset: DatasetDirectory, world: World, layout: BatchLayout) -> dict[str, BlockStream]:
     """Opens a stream for each split that has rows. Every worker calls it."""
     separate_shared_memory(world.same_host_offset)
     cache = shard_cache(
         config.data.cache, config.run_dir, attempt=shared_token(world), node=world.node, local_rank=world.local_rank
     )
-    layout = batch_layout(config.train.global_batch, dataset.summary["block_rows"], world.size)
     weight = dataset.schema.weight.name if dataset.schema.weight else ""
     return {
         split: BlockStream(

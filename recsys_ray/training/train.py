@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from recsys_ray.config import TrainConfig
 from recsys_ray.data.dataset.directory import DatasetDirectory
-from recsys_ray.data.loading.stream import batch_layout
+from recsys_ray.data.loading.stream import BatchLayout, batch_layout
 from recsys_ray.distributed import World, join_world
 from recsys_ray.launch.stopping import stop_requested
 from recsys_ray.logs import configure_logging
@@ -36,12 +36,14 @@ def train(config: TrainConfig) -> None:
         startup.done("process group")
         if stop_already_requested(config.run_dir):
             return
-        run, dataset = set_up_run(config, world, startup)
+        dataset = DatasetDirectory.open(config.data.path)
+        layout = batch_layout(config.train.global_batch, dataset.summary["block_rows"], world.size)
+        run = set_up_run(config, dataset, world, layout=layout, startup=startup)
         try:
-            run.streams |= open_streams(config, dataset, world)
+            run.streams |= open_streams(config, dataset, world, layout)
             startup.done("data")
             if train_epochs(run):
-                test_and_finish(run, dataset)
+                evaluate_and_finish(run, dataset)
             else:
                 run.tracker.end("KILLED")
         except BaseException:
@@ -51,10 +53,10 @@ def train(config: TrainConfig) -> None:
             run.checkpoints.close()
 
 
-def set_up_run(config: TrainConfig, world: World, startup: StartupTimes) -> tuple[Run, DatasetDirectory]:
+def set_up_run(
+    config: TrainConfig, dataset: DatasetDirectory, world: World, *, layout: BatchLayout, startup: StartupTimes
+) -> Run:
     """Builds and shards the model, restores the last checkpoint or starts from other weights, and opens the tracker."""
-    dataset = DatasetDirectory.open(config.data.path)
-    layout = batch_layout(config.train.global_batch, dataset.summary["block_rows"], world.size)
     autocast = autocast_type(config.train, world)
     context = BuildContext(dataset.schema, world.device, autocast, config.train.seed, DirectoryFacts(dataset))
     task = build_task(config.model, context)
@@ -79,10 +81,10 @@ def set_up_run(config: TrainConfig, world: World, startup: StartupTimes) -> tupl
         startup=startup,
     )
     log_start(run, changes, [*matches, layout.padding_note()])
-    return run, dataset
+    return run
 
 
-def test_and_finish(run: Run, dataset: DatasetDirectory) -> None:
+def evaluate_and_finish(run: Run, dataset: DatasetDirectory) -> None:
     """Evaluates the best checkpoint on the test split and writes what a finished run leaves. Every worker calls it."""
     best = run.checkpoints.best(run.progress)
     run.checkpoints.restore_weights(best)
