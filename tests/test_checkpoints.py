@@ -67,7 +67,7 @@ def test_flipped_byte_is_found_and_the_one_before_used(
     flip_a_byte(run_dir / "checkpoints" / "step_30" / name)
     run_workers(logged_train, 2, dlrm_config(dataset, run_dir))
     assert f"step_30 is damaged ({name} " in log_of(run_dir) and "trying the next one" in log_of(run_dir)
-    assert "going on after step 20, " in log_of(run_dir)
+    assert "resuming after step 20, " in log_of(run_dir)
     assert same_weights(run_dir, whole)
 
 
@@ -75,7 +75,7 @@ def test_half_written_one_is_not_gone_on_from(dataset: Path, stopped: Path, whol
     run_dir = copied(stopped, tmp_path / "run")
     (run_dir / "checkpoints" / "step_30" / "committed.json").unlink()
     run_workers(logged_train, 2, dlrm_config(dataset, run_dir))
-    assert "going on after step 20, " in log_of(run_dir) and "damaged" not in log_of(run_dir)
+    assert "resuming after step 20, " in log_of(run_dir) and "damaged" not in log_of(run_dir)
     assert same_weights(run_dir, whole)
 
 
@@ -152,7 +152,7 @@ def test_kill_within_a_save_leaves_the_one_before(dataset: Path, whole: Path, tm
     assert CheckpointStore(str(folder)).committed() == [10]
     shutil.rmtree(folder / "kill")
     run_workers(train_on_faulty_store, 2, wanted)
-    assert "going on after step 10, " in log_of(run_dir)
+    assert "resuming after step 10, " in log_of(run_dir)
     assert same_weights(run_dir, whole)
 
 
@@ -183,7 +183,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_its_batch(dataset: Path
     replay = [sys.executable, *found["replay"].split()[1:]]
     done = subprocess.run(replay, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "going on after step 20, " in done.stdout + done.stderr
+    assert "resuming after step 20, " in done.stdout + done.stderr
     assert "this time the loss of step 24 is finite" in done.stdout  # the row's weight was never in the dataset
     assert re.search(rf"^label +{8 * 128:,} +0 ", done.stdout, re.MULTILINE)
 
@@ -222,4 +222,4 @@ def test_sigterm_saves_and_ends(dataset: Path, whole: Path, tmp_path: Path) -> N
     (step,) = CheckpointStore(str(tmp_path / "run" / "checkpoints")).committed()
     assert step in (12, 13, 14)
     run_workers(logged_train, 2, wanted)
-    assert f"going on after step {step}, " in log_of(tmp_path / "run") and same_weights(tmp_path / "run", whole)
+    assert f"resuming after step {step}, " in log_of(tmp_path / "run") and same_weights(tmp_path / "run", whole)

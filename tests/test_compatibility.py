@@ -59,7 +59,7 @@ def test_checkpoint_is_resumed(old: Path) -> None:
     run_workers(logged_train, 1, dataclasses.replace(config, train=loop, tracking=TrackingConfig(backend="none")))
     after = newest_progress(run_dir)
     assert before["step"] == 12 and after["step"] == 20 and outcome(run_dir)["steps"] == 20
-    assert "going on after step 12, 1 epochs and 8 row blocks, with 1 workers" in log_of(run_dir)
+    assert "resuming after step 12, 1 epochs and 8 row blocks, with 1 workers" in log_of(run_dir)
     assert after["training"][: len(before["training"])] == before["training"]
     assert after["tracking_run_id"] == before["mlflow_run_id"] == outcome(run_dir)["tracking_run_id"]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,8 +74,12 @@ def test_the_commands_are_found() -> None:
     assert files.count("jobs/train_dlrm.py") >= 4 and files.count("jobs/prepare_data.py") >= 3
 
 
-def filled(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Returns cluster.yaml as `ray up` completes it, with AWS's list of machine types replaced."""
+@pytest.fixture
+def filled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """Returns cluster.yaml as `ray up` completes it, with AWS's list of machine types replaced, and a user who has a token."""
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
+    monkeypatch.setenv("HOME", str(tmp_path))
     listed = [
         {
             "InstanceType": name,
@@ -88,10 +93,9 @@ def filled(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return aws.AWSNodeProvider.fillout_available_node_types_resources(prepare_config(CLUSTER))
 
 
-def test_cluster_is_valid_by_ray_and_starts_without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = filled(monkeypatch)
-    validate_config(cluster)
-    types = cluster["available_node_types"]
+def test_cluster_is_valid_by_ray_and_starts_without_workers(filled: dict[str, Any]) -> None:
+    validate_config(filled)
+    types = filled["available_node_types"]
     assert types.pop("head")["resources"] == {"CPU": 0}
     assert types and all(node_type["min_workers"] == 0 < node_type["max_workers"] for node_type in types.values())
     spot, on_demand = (dict(types[name]["resources"]) for name in ("gpu_spot", "gpu_on_demand"))
@@ -129,14 +133,13 @@ def launched(
     return {launch.instance_type: launch.count for launch in reply.to_launch if launch.instance_type != "head"}
 
 
-def test_autoscaler_takes_spot_then_on_demand_and_gpus_for_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = filled(monkeypatch)
-    assert launched(cluster, [TRAINING] * 8) == {"gpu_spot": 2}
-    assert launched(cluster, [TRAINING] * 40) == {"gpu_spot": 8, "gpu_on_demand": 2}
-    assert launched(cluster, [TRAINING] * 8, failed={"gpu_spot": 0.5}) == {"gpu_on_demand": 2}
-    assert launched(cluster, [TRAINING | {"on_demand": 0.01}] * 8) == {"gpu_on_demand": 2}
-    assert launched(cluster, [{"CPU": 1, "training": 1}]) == {"gpu_spot": 1}  # training on CPUs, too
-    assert launched(cluster, [], tasks=64) == {"preparation": 2}
+def test_autoscaler_takes_spot_then_on_demand_and_gpus_for_training_only(filled: dict[str, Any]) -> None:
+    assert launched(filled, [TRAINING] * 8) == {"gpu_spot": 2}
+    assert launched(filled, [TRAINING] * 40) == {"gpu_spot": 8, "gpu_on_demand": 2}
+    assert launched(filled, [TRAINING] * 8, failed={"gpu_spot": 0.5}) == {"gpu_on_demand": 2}
+    assert launched(filled, [TRAINING | {"on_demand": 0.01}] * 8) == {"gpu_on_demand": 2}
+    assert launched(filled, [{"CPU": 1, "training": 1}]) == {"gpu_spot": 1}  # training on CPUs, too
+    assert launched(filled, [], tasks=64) == {"preparation": 2}
 
 
 def test_rayjob_scales_gpu_pods_from_zero() -> None:

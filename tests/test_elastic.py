@@ -84,10 +84,10 @@ def test_workers_come_and_go_and_no_row_is_lost(audited: Path, tmp_path: Path, c
     try:
         wait_for(r"epoch 1/\d+ +step +15 ", log, job)
         cluster.remove_node(second, allow_graceful=False)
-        alone = wait_for(r"going on after step \d+, .* with 1 workers", log, job)
+        alone = wait_for(r"resuming after step \d+, .* with 1 workers", log, job)
         wait_for(rf"step +{step_of(alone) + 15} ", log, job)
         cluster.add_node(num_cpus=1)
-        again = wait_for(r"going on after step \d+, .* with 2 workers", log, job)
+        again = wait_for(r"resuming after step \d+, .* with 2 workers", log, job)
         assert job.wait(300) == 0, log.read_text()[-3000:]
     finally:
         job.kill()

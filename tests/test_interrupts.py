@@ -76,7 +76,7 @@ def segments() -> set[str]:
 def interrupt(job: subprocess.Popen[bytes], tmp_path: Path, number: signal.Signals) -> None:
     job.send_signal(number)
     assert job.wait(60) == 130
-    assert "run it again to go on" in (tmp_path / "log").read_text()
+    assert "run it again to resume" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_every_row_of_every_epoch_once_when_workers_go_and_come(audited: Path, t
     assert all(np.array_equal(left, right) for left, right in zip(expected, found, strict=True))
     assert_every_row_once_an_epoch(found, 1024)
     assert np.abs(losses(whole) - losses(resized)).max() < 1e-4
-    assert "going on after step 8, 0 epochs and 64 row blocks, with 1 workers" in (resized / "log-0").read_text()
+    assert "resuming after step 8, 0 epochs and 64 row blocks, with 1 workers" in (resized / "log-0").read_text()
     assert "each reads 3, and 1 of the 9 is padding that counts nothing" in (resized / "log-0").read_text()
 
 
@@ -161,7 +161,8 @@ def test_another_run_is_refused_naming_the_difference(
             other = dataclasses.replace(wanted, data=dataclasses.replace(wanted.data, path=str(audited)))
         case _:
             other = dataclasses.replace(wanted, train=dataclasses.replace(wanted.train, seed=7))
-    with pytest.raises(ProcessRaisedException, match=rf"holds another run, which cannot go on so: .*{words}.*--init-from"):
+    refusal = rf"holds another run, which cannot be resumed with these settings: .*{words}.*--init-from"
+    with pytest.raises(ProcessRaisedException, match=refusal):
         run_workers(train, 1, other)
 
 

@@ -91,7 +91,7 @@ def test_third_model_trains_resumes_and_predicts_from_its_export(tree: Path, dat
     train = ("train_machine.py", "--data.path", str(dataset), "--run-dir", str(run_dir))
     assert "c1_table                row_wise" in run(tree, *train, "--train.max-steps", "30")
     stopped = json.loads((run_dir / "outcome.json").read_text())
-    assert "going on after step 30" in run(tree, *train)
+    assert "resuming after step 30" in run(tree, *train)
     finished = json.loads((run_dir / "outcome.json").read_text())
     assert stopped["steps"] == 30 and finished["steps"] == 96 and finished["test_auc"] > max(0.6, stopped["test_auc"])
     assert json.loads((run_dir / "config.json").read_text())["model"]["name"] == "factorization_machine"

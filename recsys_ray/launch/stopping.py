@@ -15,7 +15,7 @@ What happens, in order:
    SIGTERM, all workers raise Stopped: exit code 143, 128 + SIGTERM.
 6. The launching process, if it asked, raises KeyboardInterrupt when its workers have returned (`stoppable_run`): the job says how
    to resume and exits with code 130. If it did not, the attempt has failed: the engine starts the workers again, as often as
-   --launch.max-failures allows, or the job fails with the message "was ended by SIGTERM; run again to go on".
+   --launch.max-failures allows, or the job fails with the message "was ended by SIGTERM; run again to resume".
 
 What differs by engine:
 

@@ -115,7 +115,7 @@ def explain_failure(run_dir: str, killed: Mapping[int, str] | None = None) -> Wo
         return WorkerFailed("\n".join((["one of these:"] if killed is None and len(lines) > 1 else []) + lines))
     if not failed:
         stopped = [record for record in records.values() if record.state == "terminated"]
-        return WorkerFailed(f"{stopped[0]} was ended by SIGTERM; run again to go on") if stopped else None
+        return WorkerFailed(f"{stopped[0]} was ended by SIGTERM; run again to resume") if stopped else None
     first = (own_errors or failed)[0]
     return WorkerFailed(f"{first.trace}\n{first} failed: {first.error}")
 

@@ -27,7 +27,7 @@ def run_training_job(default: TrainConfig, description: str, fetch_sample: Fetch
 
     `fetch_sample` provides the data where the command line names none.
     """
-    with readable_errors("run it again to go on after the last checkpoint"):
+    with readable_errors("run it again to resume from the last checkpoint"):
         flags = (tyro.conf.AvoidSubcommands,)
         launch_training(tyro.cli(TrainConfig, default=default, description=description, config=flags), fetch_sample)
 

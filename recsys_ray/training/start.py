@@ -90,7 +90,7 @@ def log_start(run: Run, changes: list[str], notes: list[str]) -> None:
         return
     if progress.step:
         place = f"{progress.epoch} epochs and {progress.blocks_in_epoch} row blocks"
-        log.info("going on after step %d, %s, with %d workers", progress.step, place, run.world.size)
+        log.info("resuming after step %d, %s, with %d workers", progress.step, place, run.world.size)
     for note in [*notes, *(f"changed since the checkpoint: {change}" for change in changes)]:
         if note:
             log.info("%s", note)

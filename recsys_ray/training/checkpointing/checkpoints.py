@@ -68,7 +68,7 @@ class Checkpoints:
         if progress.step not in committed:
             raise OSError(
                 f"the checkpoint of the last step, {progress.step}, could not be written to {self.store.url}: see the warning "
-                f"above; running again goes on after step {self.newest()}"
+                f"above; running again resumes after step {self.newest()}"
             )
         candidates = [step for step in [*progress.best_steps, progress.step] if step in committed]
         return first_intact(self.store, candidates)[0]

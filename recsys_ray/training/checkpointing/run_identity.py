@@ -31,8 +31,8 @@ def check_same_run(saved: dict[str, Any], now: dict[str, Any], run_dir: str) -> 
     """Raises ValueError naming every difference between the saved run and this one, and the remedy."""
     if differences := _differences(saved, now):
         raise ValueError(
-            f"--run-dir {run_dir} holds another run, which cannot go on so: {'; '.join(differences)}. Set these back, or start "
-            f"a new run from its weights: another --run-dir, with --init-from {run_dir}"
+            f"--run-dir {run_dir} holds another run, which cannot be resumed with these settings: {'; '.join(differences)}. "
+            f"Set these back, or start a new run from its weights: another --run-dir, with --init-from {run_dir}"
         )
 
 
