@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import tyro
 
+from recsys_ray.bundle.reader import open_bundle
 from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.columns import Columns
 from recsys_ray.config import (
@@ -136,8 +137,16 @@ def measure(job: Parity, engine: str, dataset: Path) -> dict[str, Any]:
         METRICS[job.model]: outcome[METRICS[job.model]],
         "order": hashlib.sha256("".join(order).encode()).hexdigest(),
         "losses": hashlib.sha256(json.dumps(losses).encode()).hexdigest(),
-        "weights": hashlib.sha256((run_dir / "model" / "weights.safetensors").read_bytes()).hexdigest(),
+        "weights": weights_digest(run_dir),
     }
+
+
+def weights_digest(run_dir: Path) -> str:
+    """Returns a digest of all tensors of a run's bundle, however many ranks wrote it."""
+    bundle, digest = open_bundle(run_dir), hashlib.sha256()
+    for name in sorted(bundle.manifest.tensors):
+        digest.update(name.encode() + bundle.read_tensor(name).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def audited_train(config: TrainConfig) -> None:

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -140,6 +140,14 @@ def all_gather_rows(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
     padded[: len(rows)] = rows.to(device)
     parts = all_gather_equal(padded).cpu().split(max(counts)) if max(counts) else [rows.cpu()]
     return torch.cat([part[:size] for part, size in zip(parts, counts, strict=False)])
+
+
+def broadcast_value(value: Any) -> Any:
+    """Returns rank 0's `value`, a small Python object, on every worker."""
+    received = [value]
+    if get_world_size() > 1:
+        dist.broadcast_object_list(received)
+    return received[0]
 
 
 def broadcast_from_rank_0(make: Callable[[], torch.Tensor], device: torch.device) -> torch.Tensor:

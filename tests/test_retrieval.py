@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from recsys_ray.datasets import choices
 from recsys_ray.models.evaluation.retrieval_metrics import Pairs, rank_catalogue
 from recsys_ray.models.two_tower import TwoTowerConfig
 from recsys_ray.schema import Dense, Schema
-from recsys_ray.serving.bundle import load_retriever
+from recsys_ray.serving.bundle import load_ranker, load_retriever
 from recsys_ray.serving.index import open_index
 from recsys_ray.serving.index.build import build_index
 from recsys_ray.serving.show import recommendations
@@ -250,11 +249,7 @@ def test_index_of_a_run_finds_what_its_vectors_say(ray_session: None, run: Path,
 def test_runs_that_cannot_be_are_refused(dataset: Path, run: Path, tmp_path: Path) -> None:
     with pytest.raises(torch.multiprocessing.ProcessRaisedException, match=r"--model\.group-by 'kind' is not a single-valued"):
         run_workers(train, 1, config(dataset, tmp_path / "run", group_by="kind"))
-    with pytest.raises(FileNotFoundError, match=r"has no model/weights\.safetensors: train a Two Tower there first"):
+    with pytest.raises(FileNotFoundError, match=r"has no model bundle"):
         load_retriever(tmp_path)
-    shutil.copytree(run, tmp_path / "other")
-    settings = json.loads((run / "config.json").read_text())
-    settings["model"] = {"interaction": "dot"}
-    (tmp_path / "other" / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match="did not train a Two Tower"):
-        load_retriever(tmp_path / "other")
+    with pytest.raises(ValueError, match="holds a two_tower, which retrieves: a ranking model is needed here"):
+        load_ranker(run)

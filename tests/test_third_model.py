@@ -39,23 +39,15 @@ if __name__ == "__main__":
 """
 PREDICT = """
 import json, sys
-from pathlib import Path
-import numpy as np, torch
-from recsys_ray.columns import ROW_WEIGHT
-from recsys_ray.config.serialization import from_json
+import numpy as np
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.loading.split_reader import read_split
 from recsys_ray.models.evaluation.binary_metrics import binary_metrics
-from recsys_ray.models.registry import model_config
-from recsys_ray.serving.bundle import load_task
+from recsys_ray.serving.bundle import load_ranker
 
-run = Path(sys.argv[1])
-config = from_json((run / "config.json").read_text(), model_config)
-dataset = DatasetDirectory.open(config.data.path)
-task = load_task(run, config, dataset.schema)
-blocks = [{**columns, ROW_WEIGHT: torch.ones(len(columns["label"]))} for columns in read_split(dataset, "test")]
-with torch.no_grad():
-    scores = np.concatenate([task.predict(task.module, task.to_batch(block)).numpy() for block in blocks])
+ranker = load_ranker(sys.argv[1])
+blocks = list(read_split(DatasetDirectory.open(ranker.manifest.dataset["path"]), "test"))
+scores = np.concatenate([ranker.predict_encoded(block) for block in blocks])
 labels = np.concatenate([block["label"].numpy() for block in blocks])
 print(json.dumps(binary_metrics(scores, labels, np.ones(len(labels)))))
 """

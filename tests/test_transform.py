@@ -14,6 +14,7 @@ import pytest
 
 from recsys_ray.data.prepare.statistics import build_vocabulary, count_values, sum_by_value
 from recsys_ray.data.transform import rejections, transform
+from recsys_ray.data.vocabulary import build_lookups
 from recsys_ray.schema import Categorical, Dense, Label, Schema, Timestamp, Weight
 
 pytestmark = pytest.mark.unit
@@ -27,21 +28,22 @@ from recsys_ray.data.transform import transform
 from recsys_ray.schema import Categorical, Label, Schema
 
 schema = Schema((Label("y"), Categorical("id", num_embeddings=1000)))
-print(transform(pa.table({"id": [1, 7, None, 99]}), schema, {"id": None})["id"].to_pylist())
+print(transform(pa.table({"id": [1, 7, None, 99]}), schema, {})["id"].to_pylist())
 """
 TEXTS = [pa.string(), pa.large_string(), pa.string_view()]
 
 
 def encode(column, values, vocabulary=None):
     schema = Schema((Label("y"), column) if isinstance(column, Categorical) else (Label("y"), column, HASHED))
-    return transform(pa.table({column.name: values}), schema, {column.name: vocabulary})[column.name].to_pylist()
+    lookups = {} if vocabulary is None else build_lookups({column.name: vocabulary})
+    return transform(pa.table({column.name: values}), schema, lookups)[column.name].to_pylist()
 
 
 def faults(column, values):
     table = pa.table({"y": [0.0] * len(values), "id": [0] * len(values)} | {column.name: values})
     others = [] if isinstance(column, Label) else [Label("y")]
     others += [] if isinstance(column, Categorical) else [HASHED]
-    return rejections(table, Schema((column, *others))).tolist()
+    return rejections(table, Schema((column, *others)).columns).tolist()
 
 
 def test_a_hash_never_changes():
@@ -84,7 +86,7 @@ def test_vocabulary_order_and_limits():
 
 
 def test_columns_of_one_table_select_the_same_rows():
-    table = {"t": pa.array([30, 10])}
+    table = build_lookups({"t": pa.array([30, 10])})
     schema = Schema(
         (
             Label("y"),
@@ -191,7 +193,7 @@ def test_transform_of_a_whole_is_the_transforms_of_its_parts():
     lists = [None if i % 11 == 0 else [words[j] for j in random.integers(0, 5, random.integers(0, 4))] for i in range(n)]
     columns = {"y": random.integers(0, 2, n), "x": random.normal(size=n), "id": random.integers(0, 999, n), "tags": lists}
     table = pa.table(columns | {"t": random.integers(0, 99, n), "w": random.random(n)})
-    vocabularies = {"tags": pa.array(["b", "a"])}
+    vocabularies = build_lookups({"tags": pa.array(["b", "a"])})
     whole = transform(table, schema, vocabularies)
     for cuts in ([0, 1, 300], [0, 7, 7, 150, 300]):
         parts = [table.slice(a, b - a) for a, b in pairwise(cuts)]

@@ -9,6 +9,7 @@ from recsys_ray.data.blocks.packing import to_block
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.dataset.tables import item_columns, load_catalogue, load_vocabularies
 from recsys_ray.data.transform import transform
+from recsys_ray.data.vocabulary import build_lookups
 
 
 def load_encoded_catalogue(dataset: DatasetDirectory) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -18,7 +19,8 @@ def load_encoded_catalogue(dataset: DatasetDirectory) -> tuple[dict[str, torch.T
     """
     items = load_catalogue(dataset)
     wanted = [name for name in item_columns(dataset.schema) if name in items.column_names]
-    encoded = transform(items.select(wanted), dataset.schema, load_vocabularies(dataset.root, dataset.schema))
+    lookups = build_lookups(load_vocabularies(dataset.root, dataset.schema))
+    encoded = transform(items.select(wanted), dataset.schema, lookups)
     columns = {name: torch.from_numpy(values.copy()) for name, values in to_block(encoded).items()}
     return columns, torch.from_numpy(items[FREQUENCY].to_numpy().astype("float32"))
 

@@ -6,35 +6,35 @@ The same functions run in preparation, in batch inference and online, so that a 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys_ray.data.vocabulary import Lookups, value_hashes
 from recsys_ray.schema import Categorical, Column, Dense, Label, Schema, Timestamp, Weight
 
-Vocabularies = dict[str, pa.Array]
-"""The vocabulary of each embedding table by name; value i selects table row i + 1. The values of the dataset it grew from come
-first, then new values, most frequent first."""
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 """Larger numbers would become infinite in the float32 columns that are stored."""
 NOT_BINARY = "not 0 or 1"
 
 
-def transform(table: pa.Table, schema: Schema, vocabularies: Vocabularies) -> pa.Table:
+def transform(table: pa.Table, schema: Schema, lookups: Lookups) -> pa.Table:
     """Encodes the columns of `schema` that `table` has. Rows keep their order and must have no `rejections`.
 
     Label, dense and weight columns become float32, timestamps int64, and categorical columns int32 table rows, or list<int32>
     when multi-valued. A missing or empty list becomes [0], so that every row selects at least one embedding.
     """
     columns = [column for column in schema.columns if column.name in table.column_names]
-    return pa.table({column.name: encode(column, _one_chunk(table[column.name]), vocabularies) for column in columns})
+    return pa.table({column.name: encode(column, _one_chunk(table[column.name]), lookups) for column in columns})
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
 
 
-def encode(column: Column, values: pa.Array, vocabularies: Vocabularies) -> pa.Array:
+def encode(column: Column, values: pa.Array, lookups: Lookups) -> pa.Array:
     """Encodes the raw values of one column, as `transform` does."""
     match column:
         case Label():
@@ -46,9 +46,9 @@ def encode(column: Column, values: pa.Array, vocabularies: Vocabularies) -> pa.A
         case Timestamp():
             return as_seconds(values)
         case Categorical(multi=True):
-            return _table_rows_of_lists(column, values, vocabularies)
+            return _table_rows_of_lists(column, values, lookups)
         case Categorical():
-            return pa.array(table_rows(column, values, vocabularies), pa.int32())
+            return pa.array(table_rows(column, values, lookups), pa.int32())
 
 
 def label_values(column: Label, values: pa.Array) -> np.ndarray:
@@ -92,14 +92,14 @@ def scaled(column: Dense, values: pa.Array) -> np.ndarray:
     return np.where(np.isnan(numbers), column.fill, numbers)
 
 
-def table_rows(column: Categorical, values: pa.Array, vocabularies: Vocabularies) -> np.ndarray:
+def table_rows(column: Categorical, values: pa.Array, lookups: Lookups) -> np.ndarray:
     """Returns the embedding table row of each id, int32; 0 for one that is null or not in the vocabulary."""
     values = canonical_ids(column, values)
     match column.encoding:
+        case "vocabulary":
+            return lookups[column.table_name].rows(values)
         case "identity":
             rows = pc.add(values, 1)
-        case "vocabulary":
-            rows = pc.add(pc.index_in(values, value_set=vocabularies[column.table_name], skip_nulls=True), 1)
         case "hash":
             hashed = value_hashes(values) % np.uint64(column.num_embeddings - 1) + np.uint64(1)
             rows = pa.array(hashed, mask=values.is_null().to_numpy(zero_copy_only=False))
@@ -123,34 +123,22 @@ def canonical_ids(column: Categorical, values: pa.Array) -> pa.Array:
     return values.cast(pa.int64(), safe=False)
 
 
-def value_hashes(values: pa.Array) -> np.ndarray:
-    """Returns a uint64 hash of each int64 or string, the same on every machine; nulls hash as 0 or ''.
-
-    pandas.util.hash_array: SipHash for strings, bit mixing for int64.
-    """
-    # Imported here because training workers import this module and hash nothing.
-    import pandas as pd
-
-    if pa.types.is_integer(values.type):
-        return pd.util.hash_array(values.fill_null(0).to_numpy(zero_copy_only=False))
-    encoded = values.fill_null("").dictionary_encode()
-    hashes = pd.util.hash_array(encoded.dictionary.to_numpy(zero_copy_only=False).astype(object), categorize=False)
-    return hashes[encoded.indices.to_numpy(zero_copy_only=False)]
-
-
-def _table_rows_of_lists(column: Categorical, values: pa.Array, vocabularies: Vocabularies) -> pa.Array:
+def _table_rows_of_lists(column: Categorical, values: pa.Array, lookups: Lookups) -> pa.Array:
     lengths = pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    rows = table_rows(column, values.flatten(), vocabularies)
+    rows = table_rows(column, values.flatten(), lookups)
     starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
     rows = np.insert(rows, starts[lengths == 0], 0)
     offsets = np.concatenate([[0], np.cumsum(np.maximum(lengths, 1))]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(rows, pa.int32()))
 
 
-def rejections(table: pa.Table, schema: Schema) -> np.ndarray:
-    """Returns why each row cannot be used, as an object array of str; None for a good row. The first reason found counts."""
+def rejections(table: pa.Table, columns: Iterable[Column]) -> np.ndarray:
+    """Returns for each row why the values of these columns cannot be used, as an object array of str; None for a good row.
+
+    The first reason found counts.
+    """
     reasons = np.full(table.num_rows, None, dtype=object)
-    for column in schema.columns:
+    for column in columns:
         for reason, bad in _faults(column, _one_chunk(table[column.name])):
             if bad.any():  # comparing objects takes longer than all the rest
                 reasons[bad & (reasons == None)] = f"{column.name}: {reason}"  # noqa: E711

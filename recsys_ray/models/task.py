@@ -80,6 +80,20 @@ class StepCost:
 
 
 @dataclass(frozen=True)
+class Towers:
+    """The two halves of a retrieval model, whose score of a user and an item is the dot product of their vectors.
+
+    Both functions take the module, encoded columns and a device, and return float32 [rows, dim].
+    """
+
+    embed_query: Callable[[Any, Columns, torch.device], torch.Tensor]
+    """Embeds rows of user and context columns."""
+    embed_candidate: Callable[[Any, Columns, torch.device], torch.Tensor]
+    """Embeds rows of item columns."""
+    dim: int
+
+
+@dataclass(frozen=True)
 class Task:
     """A model that is ready for training, planning and prediction.
 
@@ -101,6 +115,8 @@ class Task:
     """The metrics to name first."""
     loss_name: str
     """What the training loss is called on a chart, such as "log loss"."""
+    towers: Towers | None = None
+    """What a retrieval model has, and a ranking model has not."""
 
 
 class DatasetFacts(Protocol):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,8 +21,8 @@ from recsys_ray.models.encoded_catalogue import EncodedCatalogue
 from recsys_ray.models.evaluation.retrieval_evaluation import RetrievalEvaluator
 from recsys_ray.models.losses import Candidates, global_mean_loss, sampled_softmax
 from recsys_ray.models.step_cost import step_cost
-from recsys_ray.models.task import Batch, BuildContext, Outputs, RegisteredModel, StepCost, Task, needs_dataset
-from recsys_ray.models.two_tower_batch import CANDIDATE, QUERY, TrainingBatches, TwoTowerBatch
+from recsys_ray.models.task import Batch, BuildContext, Outputs, RegisteredModel, StepCost, Task, Towers, needs_dataset
+from recsys_ray.models.two_tower_batch import CANDIDATE, QUERY, TrainingBatches, TwoTowerBatch, embed_candidates, embed_queries
 from recsys_ray.schema import Schema, Side
 
 
@@ -77,6 +78,7 @@ def build_two_tower(config: TwoTowerConfig, context: BuildContext) -> Task:
         lower_is_better=False,
         headline=(f"recall_at_{k}", f"ndcg_at_{k}", "mrr"),
         loss_name="softmax loss" if config.loss == "softmax" else "log loss",
+        towers=Towers(partial(embed_queries, context.schema), partial(embed_candidates, context.schema), config.embedding_dim),
     )
 
 

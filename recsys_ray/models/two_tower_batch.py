@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -56,6 +57,16 @@ def query_batch(schema: Schema, columns: Columns) -> Batch:
 def candidate_batch(schema: Schema, columns: Columns) -> Batch:
     """Makes a batch for `embed_candidate` of rows with item columns; user and context columns are left empty."""
     return _one_sided(schema, columns, CANDIDATE)
+
+
+def embed_queries(schema: Schema, module: Any, columns: Columns, device: torch.device) -> torch.Tensor:
+    """Returns the query vectors of rows with user and context columns."""
+    return module.model.embed_query(query_batch(schema, columns).to(device))
+
+
+def embed_candidates(schema: Schema, module: Any, columns: Columns, device: torch.device) -> torch.Tensor:
+    """Returns the candidate vectors of rows with item columns."""
+    return module.model.embed_candidate(candidate_batch(schema, columns).to(device))
 
 
 def _one_sided(schema: Schema, columns: Columns, sides: tuple[Side, ...]) -> Batch:

@@ -1,91 +1,86 @@
-"""The model bundle of a run, ready for use: a Two Tower on one CPU, unsharded, with what encodes its inputs."""
+"""Loads a model bundle: the trained model on one CPU or GPU, unsharded, with the transform that encodes its inputs.
+
+    ranker = load_bundle("runs/dlrm")                  # a run, its `model` folder, or a URL that fsspec reads
+    ranker.predict(pandas_or_arrow_rows)               # scores of raw rows
+    retriever = load_bundle("runs/two_tower")
+    retriever.embed_queries(rows)                      # vectors to search an index with
+
+It needs no GPU, no Ray and no process group, and runs no code from the bundle. Every file is checked against its checksum.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+import json
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
-import pyarrow as pa
 import torch
-from safetensors.torch import load_file
 
-from recsys_ray.config import TrainConfig
-from recsys_ray.config.serialization import from_json
-from recsys_ray.data.blocks.packing import to_block
+from recsys_ray.bundle.fetch import local_bundle
+from recsys_ray.bundle.manifest import BundleError
+from recsys_ray.bundle.reader import BundleFolder, open_bundle
+from recsys_ray.bundle.version_0_1 import old_settings
 from recsys_ray.data.dataset.tables import load_vocabularies
-from recsys_ray.data.transform import Vocabularies, transform
+from recsys_ray.data.vocabulary import build_lookups
 from recsys_ray.models.registry import build_task, model_config, model_name
 from recsys_ray.models.task import BuildContext, Task
-from recsys_ray.models.two_tower import TwoTower, TwoTowerConfig
-from recsys_ray.models.two_tower_batch import candidate_batch, query_batch
 from recsys_ray.schema import Schema
+from recsys_ray.serving.encoder import Encoder
+from recsys_ray.serving.quantized import quantize_tables
+from recsys_ray.serving.ranker import Ranker
+from recsys_ray.serving.retriever import Retriever
 
-MODEL_WEIGHTS = Path("model", "weights.safetensors")
-"""Where the weights are in a run directory."""
-
-
-@dataclass(frozen=True)
-class Retriever:
-    """A trained Two Tower that maps raw columns to vectors, through the transform that training used."""
-
-    model: TwoTower
-    schema: Schema
-    vocabularies: Vocabularies
-    version: str
-    """Names the weights: an index is built by one version and is searched with the same."""
-    dim: int
-    dataset: Path
-    """The dataset directory that the model was trained on."""
-
-    @property
-    def item_key(self) -> str:
-        """The name of the column that tells items apart."""
-        key = self.schema.key("item")
-        assert key is not None
-        return key.name
-
-    def embed_queries(self, rows: pa.Table) -> np.ndarray:
-        """Returns query vectors, float32 [rows, embedding_dim], of raw user and context columns."""
-        return self.embed_encoded_queries(self._encoded(rows))
-
-    def embed_candidates(self, rows: pa.Table) -> np.ndarray:
-        """Returns candidate vectors, float32 [rows, embedding_dim], of raw item columns."""
-        with torch.no_grad():
-            return self.model.embed_candidate(candidate_batch(self.schema, self._encoded(rows))).numpy()
-
-    def embed_encoded_queries(self, columns: dict[str, torch.Tensor]) -> np.ndarray:
-        """Returns query vectors, float32 [rows, embedding_dim], of columns that are encoded as in a dataset directory."""
-        with torch.no_grad():
-            return self.model.embed_query(query_batch(self.schema, columns)).numpy()
-
-    def _encoded(self, rows: pa.Table) -> dict[str, torch.Tensor]:
-        block = to_block(transform(rows, self.schema, self.vocabularies))
-        return {name: torch.from_numpy(values.copy()) for name, values in block.items()}
+TablePrecision = Literal["fp32", "fp16", "int8"]
 
 
-def load_retriever(run_dir: str | Path) -> Retriever:
-    """Loads the Two Tower of a finished run. Raises FileNotFoundError without weights, ValueError for another model's run."""
-    run_dir = Path(run_dir)
-    if not (run_dir / MODEL_WEIGHTS).exists():
-        raise FileNotFoundError(f"{run_dir} has no {MODEL_WEIGHTS}: train a Two Tower there first, with jobs/train_two_tower.py")
-    config = from_json((run_dir / "config.json").read_text(), model_config)
-    if not isinstance(config.model, TwoTowerConfig):
-        raise ValueError(f"{run_dir} did not train a Two Tower but a {model_name(config.model)}")
-    # The dataset's own schema may belong to a later preparation.
-    schema = Schema.load(run_dir / "model" / "schema.json")
-    version = hashlib.sha256((run_dir / MODEL_WEIGHTS).read_bytes()).hexdigest()[:16]
-    vocabularies = load_vocabularies(run_dir / "model", schema)
-    model = load_task(run_dir, config, schema).module.model
-    assert isinstance(model, TwoTower)
-    return Retriever(model, schema, vocabularies, version, config.model.embedding_dim, Path(config.data.path))
+def load_bundle(
+    location: str | Path, *, device: str = "cpu", tables: TablePrecision = "fp32", verify: bool = True
+) -> Ranker | Retriever:
+    """Loads the bundle of a run, a folder or a URL.
+
+    Args:
+        tables: the type in which embeddings are kept; fp16 halves them and int8 quarters them, at a small loss.
+        verify: compare every file with its checksum, which reads the whole bundle once more.
+
+    Raises FileNotFoundError where there is no bundle, BundleError for one that is damaged or not to be trusted.
+    """
+    bundle = open_bundle(local_bundle(str(location)))
+    if verify:
+        bundle.verify()
+    schema = Schema.load(bundle.folder / "schema.json")
+    task = load_task(bundle, schema)
+    if tables != "fp32":
+        quantize_tables(task.module, tables)
+    task.module.to(device).eval()
+    encoder = Encoder(schema, build_lookups(load_vocabularies(bundle.folder, schema)))
+    kind = Retriever if task.towers is not None else Ranker
+    return kind(bundle.manifest, encoder, task, torch.device(device))
 
 
-def load_task(run_dir: Path, config: TrainConfig, schema: Schema) -> Task:
-    """Builds the model of a finished run on the CPU, unsharded, with its exported weights; it can predict but not train."""
-    with torch.random.fork_rng(devices=[]):  # building draws weights, which the exported ones replace
-        task = build_task(config.model, BuildContext(schema, torch.device("cpu")))
-    task.module.load_state_dict(load_file(run_dir / MODEL_WEIGHTS), assign=True)
-    task.module.eval()
+def load_task(bundle: BundleFolder, schema: Schema) -> Task:
+    """Builds the model of a bundle on the CPU, unsharded, with its weights; it can predict but not train."""
+    settings = bundle.folder / "config.json"
+    config = model_config(json.loads(settings.read_text()) if settings.exists() else old_settings(bundle.folder)["model"])
+    with torch.random.fork_rng(devices=[]):  # building draws weights, which the bundle's replace
+        task = build_task(config, BuildContext(schema, torch.device("cpu")))
+    expected, found = {name: tuple(one.shape) for name, one in task.module.state_dict().items()}, bundle.manifest.tensors
+    if different := [name for name in expected | found if name not in found or found[name].shape != expected.get(name)]:
+        raise BundleError(f"{bundle.folder}: {', '.join(different[:3])} does not fit a {model_name(config)} of its settings")
+    task.module.load_state_dict({name: bundle.read_tensor(name) for name in found}, assign=True)
     return task
+
+
+def load_ranker(location: str | Path, **options: str) -> Ranker:
+    """Loads a bundle as `load_bundle` does. Raises ValueError where it is no ranking model."""
+    found = load_bundle(location, **options)  # type: ignore[arg-type]
+    if not isinstance(found, Ranker):
+        raise ValueError(f"{location} holds a {found.manifest.model}, which retrieves: a ranking model is needed here")
+    return found
+
+
+def load_retriever(location: str | Path, **options: str) -> Retriever:
+    """Loads a bundle as `load_bundle` does. Raises ValueError where it is no retrieval model."""
+    found = load_bundle(location, **options)  # type: ignore[arg-type]
+    if not isinstance(found, Retriever):
+        raise ValueError(f"{location} holds a {found.manifest.model}, which ranks: a retrieval model is needed here")
+    return found

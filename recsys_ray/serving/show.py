@@ -121,5 +121,5 @@ def _catalogue_rows(retriever: Retriever, catalogue: pa.Table, rows: list[int]) 
     """Returns the catalogue's entries of these table rows; items that are not in the catalogue are left out."""
     key = retriever.schema.key("item")
     assert key is not None
-    known = pa.array(table_rows(key, catalogue[key.name].combine_chunks(), retriever.vocabularies))
+    known = pa.array(table_rows(key, catalogue[key.name].combine_chunks(), retriever.encoder.lookups))
     return catalogue.take(pc.index_in(pa.array(rows, pa.int32()), value_set=known).drop_null())

@@ -40,6 +40,8 @@ class Run:
     streams: dict[str, BlockStream]
     """Split name -> its rows; a split without rows is missing."""
     progress: Progress
+    resumed_step: int
+    """The step of the checkpoint that training resumed from; 0 without one."""
     tracker: Tracker
     checkpoints: Checkpoints
     startup: StartupTimes

@@ -6,19 +6,18 @@ Run again in the same run directory, it resumes from the last checkpoint.
 
 from __future__ import annotations
 
-import torch.distributed as dist
-
 from recsys_ray.config import TrainConfig
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.loading.stream import BatchLayout, batch_layout
-from recsys_ray.distributed import World, join_world
+from recsys_ray.distributed import World, broadcast_value, join_world
 from recsys_ray.launch.stopping import stop_requested
 from recsys_ray.logs import configure_logging
 from recsys_ray.models.registry import build_task
 from recsys_ray.models.task import BuildContext
 from recsys_ray.sharding.sharded_model import initialise_tables, shard_model
 from recsys_ray.training.checkpointing.checkpoints import Checkpoints
-from recsys_ray.training.loop import Run, evaluate, train_epochs
+from recsys_ray.training.finishing.finish import evaluate_and_finish
+from recsys_ray.training.loop import Run, train_epochs
 from recsys_ray.training.optimizers import build_optimizer
 from recsys_ray.training.start import DirectoryFacts, autocast_type, log_start, open_streams, start_tracking, start_warm
 from recsys_ray.training.timing import StartupTimes
@@ -76,6 +75,7 @@ def set_up_run(
         optimizer=optimizer,
         streams={},
         progress=progress,
+        resumed_step=progress.step,
         tracker=start_tracking(config, world, progress, dataset=dataset, model=model),
         checkpoints=checkpoints,
         startup=startup,
@@ -84,21 +84,6 @@ def set_up_run(
     return run
 
 
-def evaluate_and_finish(run: Run, dataset: DatasetDirectory) -> None:
-    """Evaluates the best checkpoint on the test split and writes what a finished run leaves. Every worker calls it."""
-    best = run.checkpoints.best(run.progress)
-    run.checkpoints.restore_weights(best)
-    test = evaluate(run, "test")
-    if run.world.rank == 0:
-        # Not at the top: rank 0 alone draws.
-        from recsys_ray.training.finish import finish
-
-        finish(run, dataset, test, best)
-    dist.barrier()
-
-
 def stop_already_requested(run_dir: str) -> bool:
     """Returns whether the launching process asked to stop while the workers started; the same on every worker."""
-    requested = [stop_requested(run_dir)]
-    dist.broadcast_object_list(requested)
-    return requested[0]
+    return broadcast_value(stop_requested(run_dir))

@@ -19,6 +19,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from recsys_ray.bundle.reader import open_bundle
 from tests.support.processes import MARK, ROOT, marked, wait_until_gone
 
 WORKERS = 2
@@ -112,8 +113,9 @@ class Job:
         return {name for name in _names(self.temporary) if not name.startswith(KEPT_BY_OTHERS[self._engine])}
 
     def weights(self) -> bytes:
-        """Returns the file of the exported weights."""
-        return (self.run_dir / "model" / "weights.safetensors").read_bytes()
+        """Returns the bytes of all exported tensors."""
+        bundle = open_bundle(self.run_dir)
+        return b"".join(bundle.read_tensor(name).numpy().tobytes() for name in sorted(bundle.manifest.tensors))
 
 
 def uninterrupted(dataset: Path, folder: Path, engine: str) -> tuple[bytes, float]:

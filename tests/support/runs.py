@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
+from recsys_ray.bundle.reader import open_bundle
 from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.config import CheckpointConfig, DataConfig, LoopConfig, ShardingConfig, TrackingConfig, TrainConfig
 from recsys_ray.models.dlrm import DLRMConfig
@@ -62,7 +62,8 @@ def outcome(run_dir: Path) -> dict[str, Any]:
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     """Returns the exported model's tensors by name."""
-    return load_file(run_dir / "model" / "weights.safetensors")
+    bundle = open_bundle(run_dir)
+    return {name: bundle.read_tensor(name) for name in bundle.manifest.tensors}
 
 
 def same_weights(left: Path, right: Path) -> bool:

@@ -25,7 +25,7 @@ def replaced_atomically(out: Path) -> Iterator[Path]:
     staging.mkdir(parents=True)
     try:
         yield staging
-        _move_into_place(staging, out)
+        move_into_place(staging, out)
     finally:
         remove_folder(staging)
 
@@ -39,7 +39,8 @@ def remove_folder(folder: Path) -> None:
         time.sleep(REMOVAL_PAUSE)
 
 
-def _move_into_place(staging: Path, out: Path) -> None:
+def move_into_place(staging: Path, out: Path) -> None:
+    """Puts a folder in the place of `out`, in one step where the system can; an earlier one is removed or left at `staging`."""
     if not out.exists():
         staging.rename(out)
     elif not _exchange(staging, out):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys_ray.data.dataset.directory import DatasetDirectory
-from recsys_ray.data.transform import Vocabularies
+from recsys_ray.data.vocabulary import Vocabularies
 from recsys_ray.schema import Schema
 
 CATALOGUE = "catalogue.parquet"

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from recsys_ray.columns import FREQUENCY, ROW_HASH
 from recsys_ray.data.dataset.tables import item_columns
 from recsys_ray.data.sources.source import Source
-from recsys_ray.data.transform import canonical_ids, value_hashes
+from recsys_ray.data.transform import canonical_ids
+from recsys_ray.data.vocabulary import value_hashes
 from recsys_ray.schema import Categorical, Schema
 
 ITEMS_NAMED = 5

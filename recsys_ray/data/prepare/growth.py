@@ -18,7 +18,7 @@ from recsys_ray.data.prepare.statistics import (
     standardised_columns,
     table_size,
 )
-from recsys_ray.data.transform import value_hashes
+from recsys_ray.data.vocabulary import value_hashes
 from recsys_ray.schema import Categorical, Schema
 
 UNMEASURED = Scale(0.0, 1.0)

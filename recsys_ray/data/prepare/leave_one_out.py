@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from recsys_ray.columns import ROW_HASH
-from recsys_ray.data.transform import as_seconds, canonical_ids, positive_rows, value_hashes
+from recsys_ray.data.transform import as_seconds, canonical_ids, positive_rows
+from recsys_ray.data.vocabulary import value_hashes
 from recsys_ray.schema import Schema
 
 HELD_OUT = 2

@@ -29,6 +29,7 @@ from recsys_ray.data.prepare.statistics import (
 from recsys_ray.data.sources.source import Source
 from recsys_ray.data.sources.table import PassInput
 from recsys_ray.data.transform import transform
+from recsys_ray.data.vocabulary import build_lookups
 from recsys_ray.schema import Categorical
 
 
@@ -85,11 +86,11 @@ class Passes:
     def write_blocks(self, statistics: Statistics, writer: PartWriter) -> CommitReport:
         """Transforms the good rows, shuffles them globally and writes them as row blocks of their split."""
         rules, schema = self.rules, statistics.schema
-        vocabularies = self.engine.broadcast(statistics.vocabularies)
+        lookups = self.engine.broadcast(build_lookups(statistics.vocabularies))
 
         def encode(batch: pa.Table) -> pa.Table:
             batch = rules.good_rows(batch)
-            encoded = pack_rows(transform(batch, schema, vocabularies()), writer.columns)
+            encoded = pack_rows(transform(batch, schema, lookups()), writer.columns)
             encoded = encoded.append_column(SPLIT_COLUMN, pa.array(rules.splits(batch), pa.uint8()))
             return encoded.append_column(ROW_HASH, batch[ROW_HASH])
 

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from recsys_ray.columns import ROW_HASH
 from recsys_ray.data.prepare.splits import TimeCounts
 from recsys_ray.data.sources.table import row_hash_sum
-from recsys_ray.data.transform import as_seconds, canonical_ids, value_hashes
+from recsys_ray.data.transform import as_seconds, canonical_ids
+from recsys_ray.data.vocabulary import value_hashes
 from recsys_ray.schema import Categorical, Schema
 
 SKETCH_SIZE = 4096

@@ -110,7 +110,7 @@ class RowRules:
 
     def faults(self, batch: pa.Table) -> np.ndarray:
         """Returns why each row is bad, as an object array of str; None for a good row."""
-        reasons = rejections(batch, self.schema)
+        reasons = rejections(batch, self.schema.columns)
         if self.split.by == "column":
             reasons[(self.splits(batch) == NO_SPLIT) & (reasons == None)] = (  # noqa: E711
                 f"{self.split.column}: split is not train, validation or test"

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_ray.data.prepare.exact_sums import Moments, moments_of
-from recsys_ray.data.transform import Vocabularies, canonical_ids, positive_rows, unstandardised
+from recsys_ray.data.transform import canonical_ids, positive_rows, unstandardised
+from recsys_ray.data.vocabulary import Vocabularies
 from recsys_ray.schema import Categorical, Column, Dense, Schema
 
 COMPACT_ROWS = 1 << 22

@@ -1,4 +1,4 @@
-"""A run's checkpoints: what they hold, resuming from the newest intact one, and weights as one file."""
+"""A run's checkpoints: what they hold, and resuming from the newest intact one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torchrec.optim.keyed import CombinedOptimizer
 
 from recsys_ray.checkpoint.restore import first_intact, newest_intact, restore
@@ -96,14 +94,6 @@ class Checkpoints:
         state = {"model": self._model.state_dict()}
         restore(self.store, step, state)
         self._model.load_state_dict(state["model"])
-
-    def export_weights(self, step: int, file: Path) -> None:
-        """Writes the whole state dict of a checkpoint as safetensors. One worker calls it and holds all of it on its CPU."""
-        whole = {name: torch.empty(tuple(part.size()), dtype=part.dtype) for name, part in self._model.state_dict().items()}
-        restore(self.store, step, {"model": whole}, alone=True)
-        partial = file.with_name(f".{file.name}")
-        save_file(whole, partial)
-        partial.replace(file)
 
     def _state(self) -> dict[str, Any]:
         return {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}

@@ -3,7 +3,7 @@
     python jobs/train_dlrm.py --data.path datasets/tuesday --run-dir runs/tuesday --init-from runs/monday
 
 A value that both datasets have keeps its embedding, wherever its row is now; new values keep their random start. Optimizer state
-starts empty. The weights file is memory-mapped, and only the rows that this worker holds are read.
+starts empty. The weights are memory-mapped, and only the rows that this worker holds are read.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from safetensors import safe_open
 
+from recsys_ray.bundle.reader import BundleFolder, open_bundle
 from recsys_ray.compat.torch_compat import LocalShard, ShardedTensor
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.dataset.tables import load_vocabularies
 from recsys_ray.models.embeddings import module_name
 from recsys_ray.schema import Schema
 
-WEIGHTS_FILE = "weights.safetensors"
 ROWS_AT_ONCE = 1 << 20
 NEW = -1
 
@@ -30,20 +29,17 @@ NEW = -1
 def warm_start(earlier: str, dataset: DatasetDirectory, model: Any) -> list[str]:
     """Fills `model`, on every worker, and returns a line for each tensor: what matched and what did not.
 
-    Raises FileNotFoundError where `earlier` is neither a finished run nor its model.
+    Raises FileNotFoundError where `earlier` is neither a finished run nor its model, BundleError where its files do not fit.
     """
-    folder = Path(earlier) if (Path(earlier) / WEIGHTS_FILE).exists() else Path(earlier) / "model"
-    if not (folder / WEIGHTS_FILE).exists() or not (folder / "schema.json").exists():
-        raise FileNotFoundError(
-            f"--init-from {earlier}: no model with {WEIGHTS_FILE} and schema.json there; a run that ends writes it"
-        )
-    matches = row_matches(folder, dataset)
-    lines = [f"weights from {folder}:"]
-    with safe_open(folder / WEIGHTS_FILE, framework="pt") as weights:
-        old = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 (it is no dict)
-        state = model.state_dict()
-        for name, tensor in state.items():
-            lines.append(f"  {name}: {_fill(name, tensor, old[name], matches) if name in old else 'not there, starts as new'}")
+    try:
+        bundle = open_bundle(earlier)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--init-from {error}") from error
+    matches = row_matches(bundle.folder, dataset)
+    lines = [f"weights from {bundle.folder}:"]
+    state, old = model.state_dict(), bundle.manifest.tensors
+    for name, tensor in state.items():
+        lines.append(f"  {name}: {_fill(name, tensor, bundle, matches) if name in old else 'not there, starts as new'}")
     return [*lines, *(f"  {name}: not in this model" for name in sorted(old.keys() - state.keys()))]
 
 
@@ -68,28 +64,29 @@ def row_matches(folder: Path, dataset: DatasetDirectory) -> dict[str, np.ndarray
     return found
 
 
-def _fill(name: str, tensor: torch.Tensor, old: torch.Tensor, matches: dict[str, np.ndarray | None]) -> str:
-    table = name.split(".")[-2]  # ...embedding_bags.items_table.weight
+def _fill(name: str, tensor: torch.Tensor, bundle: BundleFolder, matches: dict[str, np.ndarray | None]) -> str:
+    table, old = name.split(".")[-2], list(bundle.manifest.tensors[name].shape)  # ...embedding_bags.items_table.weight
     if isinstance(tensor, ShardedTensor) and table in matches:
         rows = matches[table]
-        if rows is None or tensor.size()[1] != old.shape[1]:
-            return f"starts as new, since rows or width do not fit (there {list(old.shape)}, here {list(tensor.size())})"
+        if rows is None or tensor.size()[1] != old[1]:
+            return f"starts as new, since rows or width do not fit (there {old}, here {list(tensor.size())})"
         for shard in tensor.local_shards():
-            _fill_rows(shard, old, rows)
+            _fill_rows(name, shard, bundle, rows)
         kept = int((rows != NEW).sum())
-        return f"{kept:,} of {len(rows):,} rows, {len(rows) - kept:,} new; {len(old) - kept:,} of the old not here"
-    if isinstance(tensor, ShardedTensor) or tensor.shape != old.shape:
-        return f"starts as new, since its shape there was {list(old.shape)} and is {list(tensor.size())}"
+        return f"{kept:,} of {len(rows):,} rows, {len(rows) - kept:,} new; {old[0] - kept:,} of the old not here"
+    if isinstance(tensor, ShardedTensor) or list(tensor.shape) != old:
+        return f"starts as new, since its shape there was {old} and is {list(tensor.size())}"
     with torch.no_grad():
-        tensor.copy_(old)
+        tensor.copy_(bundle.read_tensor(name))
     return "all of it"
 
 
 @torch.no_grad()
-def _fill_rows(shard: LocalShard, old: torch.Tensor, rows: np.ndarray) -> None:
+def _fill_rows(name: str, shard: LocalShard, bundle: BundleFolder, rows: np.ndarray) -> None:
     """Copies matching rows in parts, since a large table must not be in memory twice."""
     (first, left), (count, width) = shard.metadata.shard_offsets, shard.metadata.shard_sizes
     for start in range(0, min(count, max(len(rows) - first, 0)), ROWS_AT_ONCE):
         wanted = torch.from_numpy(rows[first + start : first + min(start + ROWS_AT_ONCE, count)])
         here = (wanted != NEW).nonzero().squeeze(1)
-        shard.tensor[start + here] = old[wanted[here], left : left + width].to(shard.tensor)
+        old = bundle.gather_rows(name, wanted[here], slice(left, left + width))
+        shard.tensor[start + here] = old.to(shard.tensor)

@@ -1,4 +1,4 @@
-"""The end of a run, on rank 0: test metrics, weights, outcome.json and report.html, and the same in the tracker."""
+"""The record of a finished run, on rank 0: outcome.json, report.html, and the same in the tracker."""
 
 from __future__ import annotations
 
@@ -7,40 +7,26 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recsys_ray.data.dataset.directory import DatasetDirectory, copy_encoding
+from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.models.task import Evaluation
 from recsys_ray.reporting.outcome import OUTCOME_FILE, mean_rows_per_second, write_outcome
 from recsys_ray.reporting.report import write_report
 from recsys_ray.reporting.run_record import RunRecord
 from recsys_ray.sharding.placement import table_shards
-from recsys_ray.training.checkpointing.checkpoints import weights_bytes
-from recsys_ray.training.checkpointing.warm_start import WEIGHTS_FILE
 from recsys_ray.training.loop import Run
 
 
-def finish(run: Run, dataset: DatasetDirectory, test: Evaluation | None, best_step: int) -> None:
-    """Writes everything that a finished run leaves. `test` is None where the dataset has no test rows."""
+def record_outcome(run: Run, dataset: DatasetDirectory, test: Evaluation | None, best_step: int) -> dict[str, Any]:
+    """Writes the outcome and the report, and returns the outcome. `test` is None where the dataset has no test rows."""
     run_dir, tracker, step = Path(run.config.run_dir), run.tracker, run.progress.step
     test = test or Evaluation({})
     outcome = _outcome(run, test, best_step)
-    weights = _export(run, dataset, best_step)
-    if weights_bytes(run.model) < run.config.tracking.log_weights_below_mib << 20:
-        tracker.log_file(weights, "model")
     tracker.log_metrics(step, {f"test/{name}": value for name, value in test.metrics.items()})
     tracker.log_metrics(step, {"rows_per_second": outcome["rows_per_second"]})
     tracker.log_file(write_report(run_dir, _record(run, outcome, dataset, test)))
     tracker.log_text(json.dumps(outcome, indent=2), OUTCOME_FILE)
-    tracker.end("FINISHED")
     write_outcome(run_dir, outcome)
-
-
-def _export(run: Run, dataset: DatasetDirectory, best_step: int) -> Path:
-    """Writes the weights of the best checkpoint, with the schema and vocabularies that encode their inputs."""
-    weights = Path(run.config.run_dir) / "model" / WEIGHTS_FILE
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    copy_encoding(dataset, weights.parent)
-    run.checkpoints.export_weights(best_step, weights)
-    return weights
+    return outcome
 
 
 def _outcome(run: Run, test: Evaluation, best_step: int) -> dict[str, Any]:
