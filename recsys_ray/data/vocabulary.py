@@ -15,6 +15,8 @@ Vocabularies = dict[str, pa.Array]
 """The vocabulary of each embedding table by name; value i selects table row i + 1. The values of the dataset it grew from come
 first, then new values, most frequent first."""
 HASHED_AT_ONCE = 1 << 20
+FEW = 256
+"""Strings that are hashed faster one by one than through a dictionary of the distinct ones."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ def value_hashes(values: pa.Array) -> np.ndarray:
 
     if pa.types.is_integer(values.type):
         return pd.util.hash_array(values.fill_null(0).to_numpy(zero_copy_only=False))
+    if len(values) < FEW:
+        return pd.util.hash_array(np.array(values.fill_null("").to_pylist(), object), categorize=False)
     encoded = values.fill_null("").dictionary_encode()
     hashes = pd.util.hash_array(encoded.dictionary.to_numpy(zero_copy_only=False).astype(object), categorize=False)
     return hashes[encoded.indices.to_numpy(zero_copy_only=False)]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from recsys_ray.columns import LENGTHS, Columns
+from recsys_ray.columns import Columns
+from recsys_ray.models.rows import take_rows
 from recsys_ray.schema import Categorical
 
 
@@ -37,19 +38,7 @@ class EncodedCatalogue:
 
     def take(self, positions: torch.Tensor) -> Columns:
         """Returns the columns of the items at these positions, in this order."""
-        taken: Columns = {}
-        for name, values in self.columns.items():
-            if name.endswith(LENGTHS):
-                continue
-            lengths = self.columns.get(name + LENGTHS)
-            if lengths is None:
-                taken[name] = values[positions]
-                continue
-            starts = torch.cumsum(lengths, 0) - lengths
-            kept = lengths[positions].long()
-            within = torch.arange(int(kept.sum())) - torch.repeat_interleave(torch.cumsum(kept, 0) - kept, kept)
-            taken |= {name: values[torch.repeat_interleave(starts[positions], kept) + within], name + LENGTHS: lengths[positions]}
-        return taken
+        return take_rows(self.columns, positions)
 
     def draw(self, items: int, seed: int) -> Columns:
         """Draws items uniformly, with replacement. The seed alone decides, so a resumed run draws what the first one drew."""

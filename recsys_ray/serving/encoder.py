@@ -14,7 +14,7 @@ from recsys_ray.columns import Columns
 from recsys_ray.data.blocks.packing import to_block
 from recsys_ray.data.transform import rejections, transform
 from recsys_ray.data.vocabulary import Lookups
-from recsys_ray.schema import Column, Schema
+from recsys_ray.schema import Categorical, Column, Schema, Timestamp
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,6 +58,28 @@ class Encoder:
 def as_table(rows: RawRows) -> pa.Table:
     """Returns the rows as an Arrow table, without a pandas index."""
     return rows if isinstance(rows, pa.Table) else pa.Table.from_pandas(rows, preserve_index=False)
+
+
+def with_unknown(rows: RawRows, columns: Sequence[Column]) -> pa.Table:
+    """Returns the rows with a column of nulls, which stand for unknown, for each of `columns` that they do not have."""
+    table = as_table(rows)
+    for column in columns:
+        if column.name not in table.column_names:
+            table = table.append_column(column.name, pa.nulls(table.num_rows, raw_type(column)))
+    return table
+
+
+def raw_type(column: Column) -> pa.DataType:
+    """Returns an Arrow type that holds raw values of a column."""
+    match column:
+        case Categorical(multi=True):
+            return pa.list_(pa.int64() if column.dtype == "int" else pa.string())
+        case Categorical():
+            return pa.int64() if column.dtype == "int" else pa.string()
+        case Timestamp():
+            return pa.int64()
+        case _:
+            return pa.float64()
 
 
 def to_tensors(encoded: pa.Table) -> Columns:

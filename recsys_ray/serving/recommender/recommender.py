@@ -1,0 +1,85 @@
+"""The second stage: a ranking model scores the candidates of each user, and the best of them are recommended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from recsys_ray.columns import Columns
+from recsys_ray.models.rows import take_rows
+from recsys_ray.serving.encoder import RawRows, with_unknown
+from recsys_ray.serving.ranker import Ranker
+from recsys_ray.serving.recommender.candidates import NONE, Candidates
+from recsys_ray.serving.recommender.served_catalogue import ServedCatalogue
+from recsys_ray.serving.retriever import QUERY_SIDES, Retriever
+
+PAIRS_AT_ONCE = 1 << 14
+"""Pairs of user and item that are scored together."""
+
+
+class Recommendations(NamedTuple):
+    """The k best items of U users, best first by the last stage; places without an item are at the end."""
+
+    positions: np.ndarray
+    """int64 [U, k]: positions in the catalogue, or NONE."""
+    retrieval: np.ndarray
+    """float32 [U, k]: the scores of the retrieval model."""
+    ranking: np.ndarray
+    """float32 [U, k]: the scores of the ranking model; NaN without one."""
+
+
+@dataclass(frozen=True)
+class Recommender:
+    """A retrieval model, the catalogue, and a ranking model for the order of its candidates."""
+
+    retriever: Retriever
+    ranker: Ranker | None
+    catalogue: ServedCatalogue
+
+    def queries(self, users: RawRows) -> np.ndarray:
+        """Returns the query vectors of users, float32 [U, dim]. A column that `users` does not have counts as unknown."""
+        wanted = [column for column in self.retriever.schema.features if column.side in QUERY_SIDES]
+        return self.retriever.embed_queries(with_unknown(users, wanted))
+
+    def recommend(self, users: RawRows, candidates: Candidates, k: int) -> Recommendations:
+        """Returns the k best of each user's candidates. Raises ValueError for a user's value that cannot be used."""
+        if self.ranker is None:
+            ranking = np.full_like(candidates.scores, np.nan)
+            return _best(candidates, ranking, order_by=candidates.scores, k=k)
+        ranking = self.rank(users, candidates.positions)
+        return _best(candidates, ranking, order_by=np.where(np.isnan(ranking), -np.inf, ranking), k=k)
+
+    def rank(self, users: RawRows, positions: np.ndarray) -> np.ndarray:
+        """Returns the ranking model's scores of the items at `positions`, int64 [U, n], for each user: float32 [U, n].
+
+        A user's columns are encoded once, not once an item. The score of NONE is NaN.
+        """
+        assert self.ranker is not None
+        wanted = [column for column in self.ranker.schema.features if column.side in QUERY_SIDES]
+        encoded = self.ranker.encoder.encode(with_unknown(users, wanted), wanted)
+        scores = np.full(positions.shape, np.nan, np.float32)
+        user, place = np.nonzero(positions != NONE)
+        for start in range(0, len(user), PAIRS_AT_ONCE):
+            part = slice(start, start + PAIRS_AT_ONCE)
+            items = positions[user[part], place[part]]
+            scores[user[part], place[part]] = self.ranker.predict_encoded(self._pairs(encoded, user[part], items))
+        return scores
+
+    def _pairs(self, users: Columns, user: np.ndarray, items: np.ndarray) -> Columns:
+        """Returns the columns of pairs: those of users at `user`, and those of items at `items`."""
+        return {**take_rows(users, torch.from_numpy(user)), **self.catalogue.encoded_items(torch.from_numpy(items))}
+
+    def describe(self, positions: np.ndarray) -> pa.Table:
+        """Returns the raw columns of the items at these positions."""
+        return self.catalogue.items(positions, self.catalogue.raw.column_names)
+
+
+def _best(candidates: Candidates, ranking: np.ndarray, *, order_by: np.ndarray, k: int) -> Recommendations:
+    """Returns the k candidates that are highest in `order_by`; among equals, those that the retrieval model put first."""
+    order = np.argsort(-order_by, axis=1, kind="stable")[:, :k]
+    found = (np.take_along_axis(values, order, axis=1) for values in (candidates.positions, candidates.scores, ranking))
+    return Recommendations(*found)
