@@ -14,7 +14,7 @@ NONE = -1
 """The position of an item that is not there: a user has fewer candidates than others."""
 
 
-class Candidates(NamedTuple):
+class RetrievedItems(NamedTuple):
     """The best items of U users by the retrieval model, best first; places without an item are at the end."""
 
     positions: np.ndarray
@@ -25,7 +25,7 @@ class Candidates(NamedTuple):
 
 def exact_candidates(
     queries: np.ndarray, items: torch.Tensor, n: int, exclude: Sequence[np.ndarray], *, eligible: np.ndarray | None = None
-) -> Candidates:
+) -> RetrievedItems:
     """Returns the n items with the highest dot products for each query.
 
     Args:
@@ -49,7 +49,7 @@ def exact_candidates(
         best = torch.topk(products, n, dim=1)
         scores[part], positions[part] = best.values.cpu().numpy(), best.indices.cpu().numpy()
     positions[np.isneginf(scores)] = NONE
-    return Candidates(positions, scores)
+    return RetrievedItems(positions, scores)
 
 
 def _pairs(exclude: Sequence[np.ndarray], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

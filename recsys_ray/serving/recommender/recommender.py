@@ -13,7 +13,7 @@ from recsys_ray.columns import Columns
 from recsys_ray.models.rows import take_rows
 from recsys_ray.serving.encoder import RawRows, with_unknown
 from recsys_ray.serving.ranker import Ranker
-from recsys_ray.serving.recommender.candidates import NONE, Candidates
+from recsys_ray.serving.recommender.candidates import NONE, RetrievedItems
 from recsys_ray.serving.recommender.served_catalogue import ServedCatalogue
 from recsys_ray.serving.retriever import QUERY_SIDES, Retriever
 
@@ -45,7 +45,7 @@ class Recommender:
         wanted = [column for column in self.retriever.schema.features if column.side in QUERY_SIDES]
         return self.retriever.embed_queries(with_unknown(users, wanted))
 
-    def recommend(self, users: RawRows, candidates: Candidates, k: int) -> Recommendations:
+    def recommend(self, users: RawRows, candidates: RetrievedItems, k: int) -> Recommendations:
         """Returns the k best of each user's candidates. Raises ValueError for a user's value that cannot be used."""
         if self.ranker is None:
             ranking = np.full_like(candidates.scores, np.nan)
@@ -78,7 +78,7 @@ class Recommender:
         return self.catalogue.items(positions, self.catalogue.raw.column_names)
 
 
-def _best(candidates: Candidates, ranking: np.ndarray, *, order_by: np.ndarray, k: int) -> Recommendations:
+def _best(candidates: RetrievedItems, ranking: np.ndarray, *, order_by: np.ndarray, k: int) -> Recommendations:
     """Returns the k candidates that are highest in `order_by`; among equals, those that the retrieval model put first."""
     order = np.argsort(-order_by, axis=1, kind="stable")[:, :k]
     found = (np.take_along_axis(values, order, axis=1) for values in (candidates.positions, candidates.scores, ranking))
