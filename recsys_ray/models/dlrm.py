@@ -19,7 +19,7 @@ from recsys_ray.models.evaluation.binary_metrics import evaluate_binary
 from recsys_ray.models.interaction import DotInteraction, SparseFeatures
 from recsys_ray.models.losses import global_mean_loss
 from recsys_ray.models.step_cost import step_cost
-from recsys_ray.models.task import Batch, BuildContext, Outputs, RegisteredModel, Task
+from recsys_ray.models.task import Batch, BuildContext, Outputs, RegisteredModel, SplitRanker, Task
 from recsys_ray.schema import Schema
 
 # torch.fx finds functions to wrap by name in the module that calls them, so the decorator in losses.py would not reach this one.
@@ -46,7 +46,8 @@ def build_dlrm(config: DLRMConfig, context: BuildContext) -> Task:
     schema = context.schema
     if schema.label is None:
         raise ValueError("the schema has no label column, which a DLRM predicts: add one, or train a Two Tower")
-    module = WeightedBinaryLoss(_dlrm(config, schema, context.device), context.device, context.autocast)
+    model = _dlrm(config, schema, context.device)
+    module = WeightedBinaryLoss(model, context.device, context.autocast)
     to_batch = partial(labelled_batch, schema)
     features = len(schema.categorical)
     dots = (features + 1) ** 2 * config.embedding_dim if config.interaction == "dot" else 0
@@ -60,6 +61,7 @@ def build_dlrm(config: DLRMConfig, context: BuildContext) -> Task:
         lower_is_better=True,
         headline=("auc", "ne"),
         loss_name="log loss",
+        split=SplitRanker(lambda batch: model.sparse_arch(batch.sparse), DenseScores(model), config.embedding_dim),
     )
 
 
@@ -105,6 +107,19 @@ class WeightedBinaryLoss(nn.Module):
         logits = logits.squeeze(-1).float()
         loss = global_mean_loss(logits, batch.labels, batch.weights)
         return loss, {"loss": loss.detach(), "logits": logits.detach(), "labels": batch.labels}
+
+
+class DenseScores(nn.Module):
+    """A DLRM without its embedding tables, whose output is the probability of a positive label."""
+
+    def __init__(self, model: DLRM) -> None:
+        super().__init__()
+        self.dense_arch, self.inter_arch, self.over_arch = model.dense_arch, model.inter_arch, model.over_arch
+
+    def forward(self, dense: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        """Returns probabilities [B] of dense features [B, D] and pooled embeddings [B, F, dim]."""
+        mixed = self.inter_arch(dense_features=self.dense_arch(dense), sparse_features=embeddings)
+        return self.over_arch(mixed).squeeze(-1).sigmoid()
 
 
 def predicted_probability(module: nn.Module, batch: Batch) -> torch.Tensor:

@@ -94,6 +94,21 @@ class Towers:
 
 
 @dataclass(frozen=True)
+class SplitRanker:
+    """A ranking model in two parts, so that an inference engine can run the second and a user's part is computed once.
+
+    A feature without values must have the embedding zero.
+    """
+
+    lookup: Callable[[Batch], torch.Tensor]
+    """Returns the pooled embeddings of a batch, [B, features, dim]."""
+    dense: nn.Module
+    """Maps `Batch.dense` and the embeddings to the scores [B] that `Task.predict` returns. It holds no embedding table."""
+    dim: int
+    """Numbers of an embedding."""
+
+
+@dataclass(frozen=True)
 class Task:
     """A model that is ready for training, planning and prediction.
 
@@ -117,6 +132,8 @@ class Task:
     """What the training loss is called on a chart, such as "log loss"."""
     towers: Towers | None = None
     """What a retrieval model has, and a ranking model has not."""
+    split: SplitRanker | None = None
+    """What a ranking model has that can be split."""
 
 
 class DatasetFacts(Protocol):

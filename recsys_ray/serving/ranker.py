@@ -1,18 +1,19 @@
-"""A trained ranking model that scores rows of raw columns."""
+"""A trained ranking model that scores rows of raw columns, or pairs of users and items."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from recsys_ray.bundle.manifest import Manifest
 from recsys_ray.columns import LENGTHS, ROW_WEIGHT, Columns
-from recsys_ray.models.task import Task
-from recsys_ray.schema import Schema
+from recsys_ray.models.rows import take_rows
+from recsys_ray.models.task import Batch, SplitRanker, Task
+from recsys_ray.schema import Dense, Schema
 from recsys_ray.serving.encoder import Encoder, RawRows, as_table
+from recsys_ray.serving.onnx_engine import DenseEngine
 
 PREDICTED_AT_ONCE = 8192
 
@@ -25,6 +26,8 @@ class Ranker:
     encoder: Encoder
     task: Task
     device: torch.device
+    engine: DenseEngine | None = None
+    """Runs the dense part of a model that can be split; None: PyTorch runs the whole."""
 
     @property
     def version(self) -> str:
@@ -48,23 +51,63 @@ class Ranker:
         ]
         return np.concatenate(parts)
 
+    @torch.inference_mode()
     def predict_encoded(self, columns: Columns) -> np.ndarray:
         """Returns the score of every row of columns that are encoded as in a dataset directory, float32 [rows]."""
         if not row_count(columns, self.schema):
             return np.zeros(0, np.float32)
-        with torch.inference_mode():
-            batch = self.task.to_batch(with_placeholders(columns, self.schema)).to(self.device)
-            return self.task.predict(self.task.module, batch).float().cpu().numpy()
+        batch = self._batch(columns)
+        if self.engine is not None and self.task.split is not None:
+            return self.engine(batch.dense, self.task.split.lookup(batch))
+        return self.task.predict(self.task.module, batch).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def predict_pairs(self, users: Columns, items: Columns, user: np.ndarray) -> np.ndarray:
+        """Returns the score of each item for its user, float32 [items].
+
+        Args:
+            users: encoded user and context columns of U users, which are looked up once.
+            items: encoded item columns.
+            user: int64 [items], the row of `users` of each item.
+        """
+        if not len(user):
+            return np.zeros(0, np.float32)
+        if self.task.split is None:
+            return self.predict_encoded({**take_rows(users, torch.from_numpy(user)), **items})
+        ours, theirs = self._side(users, self.task.split), self._side(items, self.task.split)
+        place = torch.from_numpy(user).to(self.device)
+        # Either side has zeros in the place of the other's features.
+        dense, pooled = theirs[0] + ours[0][place], theirs[1] + ours[1][place]
+        if self.engine is not None:
+            return self.engine(dense, pooled)
+        return self.task.split.dense(dense, pooled).float().cpu().numpy()
+
+    def _side(self, columns: Columns, split: SplitRanker) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns dense features and pooled embeddings of rows with some of the columns; those of the others are zero."""
+        batch = self._batch(without_values(columns, self.schema))
+        return batch.dense, split.lookup(batch)
+
+    def _batch(self, columns: Columns) -> Batch:
+        rows = row_count(columns, self.schema)
+        label = {self.schema.label.name: torch.zeros(rows)} if self.schema.label else {}
+        # Label and weight, which only training reads, do not change a score.
+        return self.task.to_batch({**columns, **label, ROW_WEIGHT: torch.ones(rows)}).to(self.device)
 
 
 def row_count(columns: Columns, schema: Schema) -> int:
     """Returns the number of rows of encoded feature columns."""
-    name = schema.features[0].name
+    name = next(column.name for column in schema.features if column.name in columns)
     return len(columns.get(name + LENGTHS, columns[name]))
 
 
-def with_placeholders(columns: Columns, schema: Schema) -> dict[str, Any]:
-    """Adds the columns that only training reads, label and weight, which do not change a score."""
-    rows = row_count(columns, schema)
-    label = {schema.label.name: torch.zeros(rows)} if schema.label else {}
-    return {**columns, **label, ROW_WEIGHT: torch.ones(rows)}
+def without_values(columns: Columns, schema: Schema) -> Columns:
+    """Adds the feature columns that are missing: dense ones of zeros, categorical ones without any value."""
+    rows, found = row_count(columns, schema), dict(columns)
+    for column in schema.features:
+        if column.name in columns:
+            continue
+        if isinstance(column, Dense):
+            found[column.name] = torch.zeros(rows)
+        else:
+            found |= {column.name: torch.zeros(0, dtype=torch.int32), column.name + LENGTHS: torch.zeros(rows, dtype=torch.int32)}
+    return found

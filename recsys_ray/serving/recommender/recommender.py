@@ -9,8 +9,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from recsys_ray.columns import Columns
-from recsys_ray.models.rows import take_rows
 from recsys_ray.serving.encoder import RawRows, with_unknown
 from recsys_ray.serving.ranker import Ranker
 from recsys_ray.serving.recommender.candidates import NONE, RetrievedItems
@@ -66,12 +64,9 @@ class Recommender:
         for start in range(0, len(user), PAIRS_AT_ONCE):
             part = slice(start, start + PAIRS_AT_ONCE)
             items = positions[user[part], place[part]]
-            scores[user[part], place[part]] = self.ranker.predict_encoded(self._pairs(encoded, user[part], items))
+            encoded_items = self.catalogue.encoded_items(torch.from_numpy(items))
+            scores[user[part], place[part]] = self.ranker.predict_pairs(encoded, encoded_items, user[part])
         return scores
-
-    def _pairs(self, users: Columns, user: np.ndarray, items: np.ndarray) -> Columns:
-        """Returns the columns of pairs: those of users at `user`, and those of items at `items`."""
-        return {**take_rows(users, torch.from_numpy(user)), **self.catalogue.encoded_items(torch.from_numpy(items))}
 
     def describe(self, positions: np.ndarray) -> pa.Table:
         """Returns the raw columns of the items at these positions."""
