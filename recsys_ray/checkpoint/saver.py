@@ -39,6 +39,11 @@ class Saver:
         """Allocates the memory for copies of `state` in the background, so that the first checkpoint need not wait for it."""
         self._pending.append(self._thread.submit(self._staging.reserve, state))
 
+    def release(self) -> None:
+        """Frees the memory for copies, once all is written. A later `save` allocates it anew."""
+        self.wait()
+        self._staging.release()
+
     def save(self, step: int, state: dict[str, Any], note: dict[str, Any], best_first: Sequence[int] = ()) -> None:
         """Copies `state`, which may hold sharded tensors, and writes the copy in the background, after earlier ones.
 

@@ -24,6 +24,10 @@ class Staging:
         for name, tensor in _own_tensors("", state):
             self._buffer(name, tensor).zero_()
 
+    def release(self) -> None:
+        """Frees the buffers, and so invalidates the last copy."""
+        self._buffers.clear()
+
     @torch.no_grad()
     def copy(self, state: dict[str, Any]) -> dict[str, Any]:
         """Returns a copy of `state` in host memory, and invalidates the one before it."""

@@ -62,6 +62,8 @@ def train_epochs(run: Run) -> bool:
     policy = StoppingPolicy(config.checkpoint, stop)
     step = make_step(run.model, run.optimizer, run.world)
     run.streams["train"].start_at(progress.epoch, progress.blocks_in_epoch)
+    if not _finished(config.train, progress):
+        run.checkpoints.reserve()
     while not _finished(config.train, progress):
         try:
             with stop.deferring_sigterm():

@@ -28,7 +28,14 @@ class Checkpoints:
         self._identity = run_identity(config, dataset)
         self._saver = Saver(self.store, config.checkpoint.keep_last, config.checkpoint.keep_best)
         self._saved_step = 0
+
+    def reserve(self) -> None:
+        """Allocates the memory that a checkpoint is copied to, as large as this worker's state, in the background."""
         self._saver.reserve(self._state())
+
+    def release(self) -> None:
+        """Gives that memory back, once all checkpoints are written; call it when no more will be."""
+        self._saver.release()
 
     def resume(self) -> tuple[Progress, list[str]]:
         """Restores the newest intact checkpoint, if there is one, and returns its progress and which settings have changed since.

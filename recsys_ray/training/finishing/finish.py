@@ -21,6 +21,7 @@ from recsys_ray.training.loop import Run, evaluate
 def evaluate_and_finish(run: Run, dataset: DatasetDirectory) -> None:
     """Evaluates and exports the best checkpoint, unless an earlier call has done so. Every worker calls it."""
     best = run.checkpoints.best(run.progress)
+    run.checkpoints.release()  # a copy of the state as large as the model, which evaluation and export can do without
     run.checkpoints.restore_weights(best)
     if (outcome := recorded_outcome(run, best)) is None:
         outcome = evaluate_and_record(run, dataset, best)
