@@ -84,7 +84,7 @@ class DotInteraction(nn.Module):
 @torch.fx.wrap
 def concat_dots(dense_features: torch.Tensor, dots: torch.Tensor, width: int) -> torch.Tensor:
     """Concatenates the dense features, the dot products, and zeros up to `width` columns."""
-    zeros = dots.new_zeros(()).expand(len(dots), width - dense_features.shape[1] - dots.shape[1])
+    zeros = dots.new_zeros(()).expand(dots.shape[0], width - dense_features.shape[1] - dots.shape[1])
     return torch.cat([dense_features, dots, zeros], dim=1)
 
 
@@ -115,7 +115,7 @@ class _PairwiseDots(torch.autograd.Function):
         # Under autocast the product is of another type than its factors, and the backward pass is not under it.
         ctx.save_for_backward(features.to(dots.dtype), pair)
         ctx.dtype = features.dtype
-        return dots.flatten(1).gather(1, upper.expand(len(dots), -1))
+        return dots.flatten(1).gather(1, upper.expand(dots.shape[0], -1))
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
