@@ -16,6 +16,8 @@ from ray.autoscaler._private.util import prepare_config
 from tests.support.processes import ROOT
 from tests.support.ray_head import Head, get, listed, ray_head, submit
 
+pytestmark = pytest.mark.long
+
 JOB_SECONDS = 400
 IDLE_SECONDS = 20  # longer than a driver takes, on a busy machine, from the arrival of its nodes to using them
 

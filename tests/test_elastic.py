@@ -24,6 +24,8 @@ from tests.support.audit import assert_every_row_once_an_epoch, numbered_rows, r
 from tests.support.processes import ROOT
 from tests.support.workers import run_workers
 
+pytestmark = pytest.mark.long
+
 EPOCHS, BATCH = 9, 1024
 # Small, so that what one worker rounds otherwise than two does not grow in hundreds of steps.
 RATES = ["--optimizer.sparse-learning-rate=0.002", "--optimizer.dense-learning-rate=1e-4"]

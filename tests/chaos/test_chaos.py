@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.chaos.harness import Kill, run, uninterrupted
+
+pytestmark = pytest.mark.long
 
 
 def test_killed_run_ends_in_the_same_weights_and_leaves_nothing(dataset: Path, tmp_path: Path) -> None:
