@@ -4,7 +4,7 @@ The run directory, and who writes it:
 
 config.json            the settings, at every start (start.py)
 checkpoints/step_N/    every worker's shards, committed.json last (checkpoint/saver.py); --checkpoint.folder moves it
-model/                 weights.safetensors of the best checkpoint, schema.json, vocabularies/ (finish.py)
+model/                 the bundle of the best checkpoint: weights, schema, vocabularies, manifest (finishing/export.py)
 report.html            the report, written before outcome.json (reporting/report.py)
 outcome.json           written last: without it the run has not finished (reporting/outcome.py)
 not_finite.json        only after a loss that was not finite (not_finite.py)
