@@ -6,7 +6,7 @@ config.json            the settings, at every start (start.py)
 checkpoints/step_N/    every worker's shards, committed.json last (checkpoint/saver.py); --checkpoint.folder moves it
 model/                 the bundle of the best checkpoint: weights, schema, vocabularies, manifest (finishing/export.py)
 report.html            the report, written before outcome.json (reporting/report.py)
-outcome.json           written last: without it the run has not finished (reporting/outcome.py)
+outcome.json           test metrics, written before the export: without model/ a run only exports (reporting/outcome.py)
 not_finite.json        only after a loss that was not finite (not_finite.py)
 dataset/               only if the job prepared raw Parquet or the sample data (job.py)
 index/                 only after jobs/build_index.py
