@@ -7,6 +7,7 @@ The same functions run in preparation, in batch inference and online, so that a 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,19 +37,37 @@ def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
 
 def encode(column: Column, values: pa.Array, lookups: Lookups) -> pa.Array:
     """Encodes the raw values of one column, as `transform` does."""
+    if isinstance(column, Timestamp):
+        return as_seconds(values)
+    encoded, lengths = encoded_values(column, values, lookups)
+    if lengths is None:
+        return pa.array(encoded)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(encoded))
+
+
+class EncodedValues(NamedTuple):
+    """The values of a column as a batch has them, and for a multi-valued column how many each row has, int32."""
+
+    values: np.ndarray
+    lengths: np.ndarray | None = None
+
+
+def encoded_values(column: Column, values: pa.Array, lookups: Lookups) -> EncodedValues:
+    """Encodes the raw values of one column as arrays, without the Arrow types of `encode`."""
     match column:
         case Label():
-            return pa.array(label_values(column, values), pa.float32())
+            return EncodedValues(label_values(column, values).astype(np.float32))
         case Dense():
-            return pa.array(scaled(column, values), pa.float32())
+            return EncodedValues(scaled(column, values).astype(np.float32))
         case Weight():
-            return pa.array(as_floats(values), pa.float32())
+            return EncodedValues(as_floats(values).astype(np.float32))
         case Timestamp():
-            return as_seconds(values)
+            return EncodedValues(as_seconds(values).to_numpy())
         case Categorical(multi=True):
             return _table_rows_of_lists(column, values, lookups)
         case Categorical():
-            return pa.array(table_rows(column, values, lookups), pa.int32())
+            return EncodedValues(table_rows(column, values, lookups))
 
 
 def label_values(column: Label, values: pa.Array) -> np.ndarray:
@@ -123,13 +142,13 @@ def canonical_ids(column: Categorical, values: pa.Array) -> pa.Array:
     return values.cast(pa.int64(), safe=False)
 
 
-def _table_rows_of_lists(column: Categorical, values: pa.Array, lookups: Lookups) -> pa.Array:
-    lengths = pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+def _table_rows_of_lists(column: Categorical, values: pa.Array, lookups: Lookups) -> EncodedValues:
+    lengths = pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int32)
     rows = table_rows(column, values.flatten(), lookups)
-    starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
-    rows = np.insert(rows, starts[lengths == 0], 0)
-    offsets = np.concatenate([[0], np.cumsum(np.maximum(lengths, 1))]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(rows, pa.int32()))
+    if not lengths.all():
+        starts = np.cumsum(lengths) - lengths
+        rows = np.insert(rows, starts[lengths == 0], 0)
+    return EncodedValues(rows, np.maximum(lengths, 1))
 
 
 def rejections(table: pa.Table, columns: Iterable[Column]) -> np.ndarray:
@@ -139,13 +158,14 @@ def rejections(table: pa.Table, columns: Iterable[Column]) -> np.ndarray:
     """
     reasons = np.full(table.num_rows, None, dtype=object)
     for column in columns:
-        for reason, bad in _faults(column, _one_chunk(table[column.name])):
+        for reason, bad in value_faults(column, _one_chunk(table[column.name])):
             if bad.any():  # comparing objects takes longer than all the rest
                 reasons[bad & (reasons == None)] = f"{column.name}: {reason}"  # noqa: E711
     return reasons
 
 
-def _faults(column: Column, values: pa.Array) -> list[tuple[str, np.ndarray]]:
+def value_faults(column: Column, values: pa.Array) -> list[tuple[str, np.ndarray]]:
+    """Returns the reasons for which values of a column cannot be encoded, each with the rows that it holds for, bool [rows]."""
     match column:
         case Label():
             raw, labels = as_floats(values), label_values(column, values)
@@ -161,9 +181,10 @@ def _faults(column: Column, values: pa.Array) -> list[tuple[str, np.ndarray]]:
         case Timestamp():
             return [("missing, but it is the timestamp", values.is_null().to_numpy(zero_copy_only=False))]
         case Categorical(multi=True):
+            if not (faults := _id_faults(column, values.flatten())):
+                return []
             lengths = pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False)
             row_of = np.repeat(np.arange(len(values)), lengths)
-            faults = _id_faults(column, values.flatten())
             return [(reason, np.bincount(row_of[bad], minlength=len(values)) > 0) for reason, bad in faults]
         case Categorical():
             return _id_faults(column, values)

@@ -53,11 +53,18 @@ class ValueLookup:
             rows = self.order[place]
             same = (self.keys[place] == keys) & (found == 0)
             if pa.types.is_string(values.type):
-                same &= pc.equal(self.values.take(pa.array(rows)), values).fill_null(False).to_numpy(zero_copy_only=False)
+                same &= self._are(rows, values)
             found[same] = rows[same] + 1
         if values.null_count:
             found[values.is_null().to_numpy(zero_copy_only=False)] = 0
         return found
+
+    def _are(self, places: np.ndarray, values: pa.Array) -> np.ndarray:
+        """Returns which of `values` are those at `places` of the vocabulary, bool."""
+        if len(values) < FEW:
+            pairs = zip(places.tolist(), values.to_pylist(), strict=True)
+            return np.array([self.values[place].as_py() == value for place, value in pairs], bool)
+        return pc.equal(self.values.take(pa.array(places)), values).fill_null(False).to_numpy(zero_copy_only=False)
 
 
 Lookups = dict[str, ValueLookup]

@@ -10,9 +10,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from recsys_ray.columns import Columns
-from recsys_ray.data.blocks.packing import to_block
-from recsys_ray.data.transform import rejections, transform
+from recsys_ray.columns import LENGTHS, Columns
+from recsys_ray.data.transform import encoded_values, value_faults
 from recsys_ray.data.vocabulary import Lookups
 from recsys_ray.schema import Categorical, Column, Schema, Timestamp
 
@@ -38,21 +37,26 @@ class Encoder:
         table = as_table(rows)
         if missing := [column.name for column in columns if column.name not in table.column_names]:
             raise ValueError(f"column {', '.join(map(repr, missing))} is missing: the model reads it; null stands for unknown")
-        table = table.select([column.name for column in columns])
-        self.check(table, columns)
-        return to_tensors(transform(table, self.schema, self.lookups))
-
-    def check(self, table: pa.Table, columns: Sequence[Column]) -> None:
-        """Raises ValueError for a value that cannot be encoded."""
+        found: Columns = {}
         for column in columns:
+            values = table[column.name].combine_chunks()
             try:
-                reasons = rejections(table, [column])
+                check(column, values)
+                encoded, lengths = encoded_values(column, values, self.lookups)
             except (pa.ArrowException, TypeError) as error:
                 raise ValueError(f"column {column.name!r} cannot be read as {kind_of(column)}: {error}") from error
-            bad = np.flatnonzero(reasons != None)  # noqa: E711 (element by element)
-            if len(bad):
-                value = table[column.name][int(bad[0])].as_py()
-                raise ValueError(f"row {bad[0]}: {reasons[bad[0]]} ({str(value)[:80]!r})")
+            found[column.name] = torch.from_numpy(encoded)
+            if lengths is not None:
+                found[column.name + LENGTHS] = torch.from_numpy(lengths)
+        return found
+
+
+def check(column: Column, values: pa.Array) -> None:
+    """Raises ValueError for a value that cannot be encoded."""
+    for reason, bad in value_faults(column, values):
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise ValueError(f"row {row}: {column.name}: {reason} ({str(values[row].as_py())[:80]!r})")
 
 
 def as_table(rows: RawRows) -> pa.Table:
@@ -80,11 +84,6 @@ def raw_type(column: Column) -> pa.DataType:
             return pa.int64()
         case _:
             return pa.float64()
-
-
-def to_tensors(encoded: pa.Table) -> Columns:
-    """Returns encoded rows as the tensors of a batch."""
-    return {name: torch.from_numpy(values.copy()) for name, values in to_block(encoded).items()}
 
 
 def kind_of(column: Column) -> str:

@@ -26,7 +26,7 @@ DEFAULT_LABEL = "chosen"
 
 @dataclass(frozen=True)
 class NegativeSampling:
-    """How many negatives a positive row gets, and from which candidates."""
+    """A rule for drawing negatives: how many a positive row gets, and from which candidates."""
 
     negatives: int = 4
     """Negatives for each positive row."""
