@@ -8,16 +8,25 @@ the candidates that its user would have been shown at that moment (Covington et 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 
+from recsys_ray.data.dataset.atomic_folder import replaced_atomically
+from recsys_ray.data.dataset.directory import DatasetDirectory
+from recsys_ray.data.sources.joins import join_lookups
 from recsys_ray.data.transform import positive_rows
 from recsys_ray.schema import Label, Schema
+from recsys_ray.serving.bundle import load_retriever
 from recsys_ray.serving.recommender.candidates import NONE, exact_candidates
 from recsys_ray.serving.recommender.recommender import Recommender
+from recsys_ray.serving.recommender.served_catalogue import ServedCatalogue
 
 ROWS_EMBEDDED_AT_ONCE = 4096
 DEFAULT_LABEL = "chosen"
@@ -55,6 +64,36 @@ def ranking_rows(recommender: Recommender, interactions: pa.Table, sampling: Neg
         exclude = [own[users[row]] for row in rows]
         found = exact_candidates(recommender.queries(batch), items, sampling.among, exclude)
         yield _negatives(recommender, batch, _drawn(found.positions, sampling.negatives, random), label)
+
+
+def write_ranking_rows(retriever: str, interactions: str, users: str, out: Path, *, sampling: NegativeSampling) -> str:
+    """Writes `interactions.parquet` and `schema.json` for a ranking model into `out`, whole or not at all, and describes them.
+
+    Args:
+        retriever: a run or bundle of a retrieval model.
+        interactions, users: Parquet paths; `users` may be empty.
+
+    Raises ValueError for a column that the retrieval model reads and the tables do not have.
+    """
+    model = load_retriever(retriever)
+    rows = pq.read_table(interactions)
+    if users:
+        table = pq.read_table(users)
+        names = [name for name in table.column_names if name not in rows.column_names]
+        rows = join_lookups(lambda: [(model.user_key, table)], [*rows.column_names, *names], rows)
+    catalogue = ServedCatalogue.load(DatasetDirectory.open(model.dataset), model.item_key)
+    with replaced_atomically(out) as folder:
+        counts = [0, 0]
+        with ExitStack() as stack:
+            writer = None
+            for part in ranking_rows(Recommender(model, None, catalogue), rows, sampling):
+                if writer is None:
+                    writer = stack.enter_context(pq.ParquetWriter(folder / "interactions.parquet", part.schema))
+                writer.write_table(part)
+                positives = int(pc.sum(part[ranking_label(model.schema).name]).as_py() or 0)
+                counts = [counts[0] + positives, counts[1] + len(part) - positives]
+        (folder / "schema.json").write_text(ranking_schema(model.schema).to_json())
+    return f"{out}: {counts[0]:,} positive rows and {counts[1]:,} negative ones"
 
 
 def ranking_label(schema: Schema) -> Label:
