@@ -2,7 +2,7 @@
 
     python benchmarks/two_stages.py [--source ml-1m] [--work DIR]
 
-The retrieval model and the rankers are trained on the first nine tenths (the ninth for validation). A test user is asked for once,
+The retrieval model and the rankers are trained on the first nine tenths, the ninth for validation. A test user is asked for once,
 at the first rating of the test period; relevant is what the user then rates above 3 and has not rated before, and what was rated
 before is not recommended. One ranker learns from ratings alone, the other also from negatives that the retrieval model found
 (jobs/sample_negatives.py). Milliseconds are those of a batch of users on this machine, per user, encoding included.
@@ -169,7 +169,7 @@ def compared(rows: pa.Table, retriever_dir: Path, rankers: dict[str, Path]) -> l
 
 def run(job: Job, work: Path) -> list[dict[str, float | str]]:
     """Prepares the data, trains the three models and compares the methods."""
-    raw = movielens.fetch(work / "movielens", job.source)
+    raw = movielens.fetch(work / "movielens", Path(job.source) if job.source else None)
     rows = joined(raw)
     earlier, schema = work / "earlier.parquet", str(raw / "schema.json")
     pq.write_table(rows.filter(pc.field("split") != "test"), earlier)
