@@ -38,7 +38,7 @@ class Encoder:
         table = as_table(rows)
         if missing := [column.name for column in columns if column.name not in table.column_names]:
             raise ValueError(f"column {', '.join(map(repr, missing))} is missing: the model reads it; null stands for unknown")
-        table = table.select([column.name for column in columns])
+        table = with_known_types(table.select([column.name for column in columns]), columns)
         self.check(table, columns)
         return to_tensors(transform(table, self.schema, self.lookups))
 
@@ -66,6 +66,14 @@ def with_unknown(rows: RawRows, columns: Sequence[Column]) -> pa.Table:
     for column in columns:
         if column.name not in table.column_names:
             table = table.append_column(column.name, pa.nulls(table.num_rows, raw_type(column)))
+    return table
+
+
+def with_known_types(table: pa.Table, columns: Sequence[Column]) -> pa.Table:
+    """Returns the table of these columns with a type for those that hold nulls alone, which JSON and pandas leave without one."""
+    for place, column in enumerate(columns):
+        if pa.types.is_null(table.schema.field(place).type):
+            table = table.set_column(place, column.name, table.column(place).cast(raw_type(column)))
     return table
 
 
