@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -25,13 +26,18 @@ from jobs.promote import NOT_PROMOTED, PromoteJob
 from jobs.promote import main as promote_job
 from jobs.register import RegisterJob
 from jobs.register import main as register_job
+from recsys_ray.command_line import JobError
 from recsys_ray.config import DataConfig, LoopConfig, OptimizerConfig, TrackingConfig, TrainConfig
+from recsys_ray.config.serialization import from_json
 from recsys_ray.data.prepare.pipeline import prepare
+from recsys_ray.models.registry import model_config
 from recsys_ray.models.two_tower import TwoTowerConfig
+from recsys_ray.reporting.outcome import write_outcome
 from recsys_ray.reporting.registry.address import RegistryAddress, connected
 from recsys_ray.reporting.registry.names import check_registered_name
 from recsys_ray.serving.bundle import load_bundle, load_ranker, load_retriever
 from recsys_ray.serving.promotion.promote import PromotionRule
+from recsys_ray.training.finishing.registration import check_registration
 from recsys_ray.training.train import train
 from tests.support.processes import ROOT, free_ports
 from tests.support.runs import copied, dlrm_config, outcome
@@ -261,10 +267,11 @@ def test_a_retrieval_model_returns_query_vectors_and_is_promoted_by_its_users(
     assert tags["promotion.metric"] == "ndcg_at_10" and "users" in capsys.readouterr().out
 
 
-def test_a_training_job_registers_its_model_and_registers_it_once(folder: Path, registry: str, tmp_path: Path) -> None:
+def test_a_training_job_registers_its_model(folder: Path, registry: str, tmp_path: Path) -> None:
+    """A finished run is resumed, so that the job has nothing left to do but to register."""
     run = copied(folder / "good", tmp_path / "run")
-    settings = json.loads((run / "config.json").read_text())
-    command = [sys.executable, "jobs/train_dlrm.py", f"--run-dir={run}", f"--data.path={settings['data']['path']}"]
+    config = from_json((run / "config.json").read_text(), model_config)
+    command = [sys.executable, "jobs/train_dlrm.py", f"--run-dir={run}", f"--data.path={config.data.path}", "--register=ranker"]
     model = ["--model.embedding-dim=8", "--model.dense-layers=16", "--model.over-layers=32", "--model.cross-rank=8"]
     flags = [
         "--train.epochs=1",
@@ -273,15 +280,35 @@ def test_a_training_job_registers_its_model_and_registers_it_once(folder: Path, 
         f"--tracking.uri=sqlite:///{tmp_path}/mlflow.db",
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-    def job(*more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *model, *flags, *more], cwd=ROOT, env=environment, capture_output=True, text=True)
-
-    refused = job("--register=ranker", "--tracking.registry-uri=databricks-uc")
-    assert refused.returncode == 1 and "wants three parts, catalog.schema.model" in refused.stderr
-    done = job("--register=ranker")
+    done = subprocess.run([*command, *model, *flags], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert "model    ranker version 1, alias candidate" in done.stdout, done.stdout + done.stderr
-    assert [one.version for one in MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_model_versions("name='ranker'")] == [1]
+
+    wanted = dataclasses.replace(config, register="ranker")
+    catalog = dataclasses.replace(wanted, tracking=dataclasses.replace(config.tracking, registry_uri="databricks-uc"))
+    with pytest.raises(ValueError, match=r"wants three parts, catalog\.schema\.model"):
+        check_registration(catalog)
+    check_registration(dataclasses.replace(catalog, register="main.recsys.ranker"))
+    with pytest.raises(ValueError, match=r"--register ranker needs --tracking\.backend mlflow"):
+        check_registration(dataclasses.replace(wanted, tracking=TrackingConfig(backend="none")))
+    assert mlflow.get_tracking_uri() == mlflow.get_registry_uri() == registry
+
+
+def test_a_run_without_mlflow_gets_a_run_there_and_a_failed_registration_says_what_is_left(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    run = copied(folder / "good", tmp_path / "run")
+    (run / ".mlflow_run_id").unlink()
+    write_outcome(run, outcome(run) | {"tracking_run_id": ""})
+    (tmp_path / "other").mkdir()
+    uri = mlflow_uri(tmp_path / "other")
+    job = RegisterJob(str(run), "clicks", tracking_uri=uri)
+    register_job(job)
+    register_job(job)
+    (version,) = MlflowClient(uri).search_model_versions("name='clicks'")
+    assert MlflowClient(uri).get_run(version.run_id).data.params["train.global_batch"] == "1024"
+    with pytest.raises(JobError, match=rf"the run in {run} is whole, but it is not registered as clicks: MLflow at"):
+        register_job(RegisterJob(str(run), "clicks", tracking_uri=uri, registry_uri="http://127.0.0.1:9"))
 
 
 @pytest.mark.unit
