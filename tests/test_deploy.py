@@ -9,7 +9,7 @@ import importlib
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import tyro
@@ -64,8 +64,10 @@ def test_every_job_named_accepts_its_command_line(argv: list[str]) -> None:
         models = {name.replace("_", "-"): (name, job.planned(name)) for name in job.MODELS}
         planned = tyro.extras.overridable_config_cli(models, args=arguments)
         assert planned.schema or planned.data.path
-    else:
+    elif hasattr(job, "CONFIG"):
         assert tyro.cli(type(job.CONFIG), args=arguments, default=job.CONFIG).run_dir
+    else:
+        assert tyro.cli(get_type_hints(job.main)["job"], args=arguments)
 
 
 def test_the_commands_are_found() -> None:

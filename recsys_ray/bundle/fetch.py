@@ -6,6 +6,7 @@ import os
 import tempfile
 import uuid
 from pathlib import Path
+from typing import Protocol
 
 from fsspec.core import url_to_fs
 
@@ -13,10 +14,20 @@ from recsys_ray.bundle.manifest import MANIFEST, parse_manifest
 from recsys_ray.bundle.reader import open_bundle
 
 
+class RemoteFiles(Protocol):
+    """A store that a bundle is copied from, such as a file system of fsspec."""
+
+    def cat_file(self, path: str) -> bytes:
+        """Returns the content of a file."""
+
+    def get_file(self, rpath: str, lpath: str) -> object:
+        """Copies the file `rpath` of the store to `lpath` on this machine."""
+
+
 def local_bundle(location: str) -> Path:
     """Returns the folder of a bundle on this machine: `location` itself, or a copy where it is a URL.
 
-    Copies stay in the user's own folder for temporary files. Raises FileNotFoundError where the URL has no bundle.
+    Raises FileNotFoundError where the URL has no bundle.
     """
     if "://" not in location:
         return Path(location)
@@ -24,21 +35,28 @@ def local_bundle(location: str) -> Path:
     found = next((path for path in (root, f"{root}/model") if files.exists(f"{path}/{MANIFEST}")), None)
     if found is None:
         raise FileNotFoundError(f"{location} has no model bundle (no {MANIFEST})")
-    text = files.cat_file(f"{found}/{MANIFEST}").decode()
-    manifest = parse_manifest(text, f"{location}/{MANIFEST}")
+    return copied_bundle(files, found, location)
+
+
+def copied_bundle(files: RemoteFiles, root: str, origin: str) -> Path:
+    """Returns a copy on this machine of the bundle in the folder `root` of a store, which `origin` names in errors.
+
+    Copies stay in the user's own folder for temporary files, one for each version.
+    """
+    manifest = parse_manifest(files.cat_file(f"{root}/{MANIFEST}").decode(), f"{origin}/{MANIFEST}")
     copy = Path(tempfile.gettempdir(), f"recsys_ray_bundles_{os.getuid()}", manifest.version)
     if not (copy / MANIFEST).exists() or open_bundle(copy).manifest != manifest:
-        _copy(files, found, [*manifest.files, MANIFEST], copy)
+        _copy(files, root, [*manifest.files, MANIFEST], copy)
     return copy
 
 
-def _copy(files: object, root: str, names: list[str], to: Path) -> None:
+def _copy(files: RemoteFiles, root: str, names: list[str], to: Path) -> None:
     """Copies the manifest's files, and no others, under another name, then renames the folder."""
     partial = to.with_name(f".{to.name}.{uuid.uuid4().hex[:8]}")
     partial.mkdir(parents=True, mode=0o700)
     for name in names:
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
-        files.get_file(f"{root}/{name}", str(partial / name))  # type: ignore[attr-defined]
+        files.get_file(f"{root}/{name}", str(partial / name))
     if to.exists():
         to.rename(partial.with_suffix(".replaced"))
     partial.rename(to)

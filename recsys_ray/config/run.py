@@ -28,6 +28,8 @@ class TrainConfig:
     """Where everything ends up: checkpoints, outcome.json, report.html. Running again in it resumes."""
     init_from: str = ""
     """The run directory (or its `model` folder) of an earlier run whose weights a new run starts from, matched by name."""
+    register: str = ""
+    """The name under which the trained model is registered in MLflow, alias `candidate`; empty: it is not registered."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(kw_only=True)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -84,6 +84,8 @@ class TrackingConfig:
     """mlflow: an MLflow server or database. none: nothing is recorded outside the run directory."""
     uri: str = ""
     """MLflow tracking URI; empty: SQLite, in `mlflow.db` beside the run directory."""
+    registry_uri: str = ""
+    """MLflow model registry of `--register`, such as databricks-uc; empty: MLflow's default for the tracking URI."""
     experiment: str = "recsys_ray"
     log_weights_below_mib: int = 1024
     """The trained weights are logged as an artifact when they are smaller than this."""

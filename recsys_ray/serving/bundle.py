@@ -1,6 +1,7 @@
 """Loads a model bundle: the trained model on one CPU or GPU, unsharded, with the transform that encodes its inputs.
 
     ranker = load_bundle("runs/dlrm")                  # a run, its `model` folder, or a URL that fsspec reads
+    ranker = load_bundle("models:/clicks@champion")    # a registered model, or `runs:/...` of MLflow
     ranker.predict(pandas_or_arrow_rows)               # scores of raw rows
     retriever = load_bundle("runs/two_tower")
     retriever.embed_queries(rows)                      # vectors to search an index with
@@ -33,6 +34,7 @@ from recsys_ray.serving.retriever import Retriever
 
 TablePrecision = Literal["fp32", "fp16", "int8"]
 InferenceEngine = Literal["torch", "onnx"]
+MLFLOW_URIS = ("models:/", "runs:/")
 
 
 def load_bundle(
@@ -43,7 +45,7 @@ def load_bundle(
     engine: InferenceEngine = "torch",
     verify: bool = True,
 ) -> Ranker | Retriever:
-    """Loads the bundle of a run, a folder or a URL.
+    """Loads the bundle of a run, a folder, a URL or a model that is registered in MLflow.
 
     Args:
         tables: the type in which embeddings are kept; fp16 halves them and int8 quarters them, at a small loss.
@@ -52,7 +54,7 @@ def load_bundle(
 
     Raises FileNotFoundError where there is no bundle, BundleError for one that is damaged or not to be trusted.
     """
-    bundle = open_bundle(local_bundle(str(location)))
+    bundle = open_bundle(bundle_folder(str(location)))
     if verify:
         bundle.verify()
     schema = Schema.load(bundle.folder / "schema.json")
@@ -65,6 +67,16 @@ def load_bundle(
         return Retriever(bundle.manifest, encoder, task, torch.device(device))
     runs = dense_engine(task, schema) if engine == "onnx" else None
     return Ranker(bundle.manifest, encoder, task, torch.device(device), runs)
+
+
+def bundle_folder(location: str) -> Path:
+    """Returns the folder of a bundle on this machine, which is a copy where the bundle lies elsewhere."""
+    if location.startswith(MLFLOW_URIS):
+        # Not at the top: MLflow takes a second to import, and folders and URLs need none.
+        from recsys_ray.reporting.registry.artifacts import fetch_bundle
+
+        return fetch_bundle(location)
+    return local_bundle(location)
 
 
 def load_task(bundle: BundleFolder, schema: Schema) -> Task:

@@ -39,7 +39,7 @@ class Encoder:
             raise ValueError(f"column {', '.join(map(repr, missing))} is missing: the model reads it; null stands for unknown")
         found: Columns = {}
         for column in columns:
-            values = table[column.name].combine_chunks()
+            values = of_known_type(table[column.name].combine_chunks(), column)
             try:
                 check(column, values)
                 encoded, lengths = encoded_values(column, values, self.lookups)
@@ -71,6 +71,11 @@ def with_unknown(rows: RawRows, columns: Sequence[Column]) -> pa.Table:
         if column.name not in table.column_names:
             table = table.append_column(column.name, pa.nulls(table.num_rows, raw_type(column)))
     return table
+
+
+def of_known_type(values: pa.Array, column: Column) -> pa.Array:
+    """Returns the values, with the raw type of the column where all of them are null and so have no type of their own."""
+    return values.cast(raw_type(column)) if pa.types.is_null(values.type) else values
 
 
 def raw_type(column: Column) -> pa.DataType:

@@ -33,8 +33,13 @@ def run_training_job(default: TrainConfig, description: str, fetch_sample: Fetch
 
 
 def launch_training(config: TrainConfig, fetch_sample: FetchSample) -> None:
-    """Prepares the data, trains on all workers, and prints the outcome with where to find report and record."""
+    """Prepares the data, trains on all workers, and prints the outcome with where to find report, record and registered model."""
     config = with_absolute_paths(config)
+    if config.register:
+        # Not at the top: MLflow takes a second to import.
+        from recsys_ray.training.finishing.registration import check_registration, register_run
+
+        check_registration(config)
     with launcher(config.launch) as cluster:
         path = str(dataset_to_train_on(config, fetch_sample).absolute())
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
@@ -43,6 +48,8 @@ def launch_training(config: TrainConfig, fetch_sample: FetchSample) -> None:
     print(f"report   {config.run_dir}/report.html")
     if hint := viewing_hint(config):
         print(hint)
+    if config.register:
+        print(f"model    {register_run(config)}")
 
 
 def dataset_to_train_on(config: TrainConfig, fetch_sample: FetchSample) -> Path:

@@ -19,7 +19,7 @@ from recsys_ray.models.evaluation.baselines import solve_ials, train_ials
 from recsys_ray.models.evaluation.retrieval_metrics import Pairs, Ranked, rank_catalogue
 from recsys_ray.models.evaluation.retrieval_users import EarlierPairs, InteractionReader, UserQueries
 from recsys_ray.models.task import Evaluation, SplitReader
-from recsys_ray.models.two_tower_batch import candidate_batch
+from recsys_ray.models.two_tower_batch import candidate_batch, embed_queries
 from recsys_ray.schema import Schema
 
 EARLIER = {"validation": ("train",), "test": ("train", "validation")}
@@ -71,7 +71,9 @@ class RetrievalEvaluator:
             return None
         model.eval()
         with torch.no_grad():
-            users = self._interactions.users(model.module.model, stream, device)
+            users = self._interactions.users(
+                lambda columns: embed_queries(self._schema, model.module, columns, device), stream, device
+            )
             found = self._evaluation(model.module.model, users, split, read, device=device) if len(users) else None
         model.train()
         return found if get_rank() == 0 else None

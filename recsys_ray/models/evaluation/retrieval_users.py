@@ -6,16 +6,15 @@ the table, so each such row counts as a user of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from recsys_ray.columns import ROW_WEIGHT, Columns
 from recsys_ray.distributed import all_gather_rows, get_rank
 from recsys_ray.models.evaluation.retrieval_metrics import Pairs
-from recsys_ray.models.two_tower_batch import query_batch
 from recsys_ray.schema import Schema
 
 NO_ID = 1 << 40
@@ -75,9 +74,11 @@ class InteractionReader:
         positive = counted & (columns[label.name] > 0) if label is not None else counted
         return Interactions(columns[user.name].long(), columns[item.name].long(), counted, positive)
 
-    def users(self, model: Any, stream: Iterable[Columns], device: torch.device) -> UserQueries:
-        """Returns the users that have a positive row, with their query vectors. Every worker calls it."""
-        parts = [self._queries(model, columns, device) for columns in stream]
+    def users(
+        self, embed_query: Callable[[Columns], torch.Tensor], stream: Iterable[Columns], device: torch.device
+    ) -> UserQueries:
+        """Returns the users that have a positive row, with the query vectors of their rows. Every worker calls it."""
+        parts = [self._queries(embed_query(columns).cpu(), columns) for columns in stream]
         rows, vectors = (torch.cat(part) for part in zip(*parts, strict=True))
         unknown = rows[:, 0] == 0
         rows[unknown, 0] = -1 - torch.arange(int(unknown.sum())) - NO_ID * get_rank()
@@ -86,9 +87,8 @@ class InteractionReader:
         first = _earliest(rows)
         return UserQueries(rows[first, 0].contiguous(), vectors[first], rows[first, 3], choices)
 
-    def _queries(self, model: Any, columns: Columns, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def _queries(self, vectors: torch.Tensor, columns: Columns) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns, of the positive rows, user, time, item and group as int64 [rows, 4], and query vectors."""
-        vectors = model.embed_query(query_batch(self.schema, columns).to(device)).cpu()
         users, items, _, positive = self.read(columns)
         time = columns[self.schema.timestamp.name] if self.schema.timestamp else torch.zeros_like(users)
         group = columns[self.group_by].long() if self.group_by else torch.zeros_like(users)
