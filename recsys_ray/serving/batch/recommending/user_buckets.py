@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from recsys_ray.data.sources.column_types import value_type
 from recsys_ray.data.sources.parquet_files import ParquetFiles
 from recsys_ray.data.transform import canonical_ids
 from recsys_ray.data.vocabulary import value_hashes
@@ -63,11 +64,10 @@ class BucketedTable:
 
     def _write_buckets(self, path: Path, rows: pa.Table) -> None:
         numbers = bucket_numbers(rows[self.user.name], self.user, self.buckets)
-        # One dictionary for the whole file, as the Arrow format wants.
-        ordered = rows.unify_dictionaries().take(np.argsort(numbers, kind="stable"))
+        ordered = _without_dictionaries(rows).take(np.argsort(numbers, kind="stable"))
         sizes = np.bincount(numbers, minlength=self.buckets)
         starts = np.cumsum(sizes) - sizes
-        with pa.ipc.new_file(str(path), rows.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+        with pa.ipc.new_file(str(path), ordered.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
             for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
                 writer.write_batch(_one_batch(ordered.slice(start, size)))
 
@@ -94,6 +94,11 @@ def missing_ranges(tables: Sequence[BucketedTable]) -> list[int]:
         found += [before + number for number in table.missing()]
         before += len(table.ranges)
     return found
+
+
+def _without_dictionaries(rows: pa.Table) -> pa.Table:
+    """Returns the rows with plain values: batches of an Arrow file cannot have dictionaries of their own."""
+    return rows.cast(pa.schema([field.with_type(value_type(field.type)) for field in rows.schema]))
 
 
 def _one_batch(rows: pa.Table) -> pa.RecordBatch:
