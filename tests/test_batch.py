@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -123,7 +124,7 @@ class Reference:
 
 def test_recommendations_are_those_of_one_user_at_a_time(runs: TwoStages, tables: Path, tmp_path: Path) -> None:
     counts = recommend(config(runs, tables, tmp_path / "out", item_columns=("title",)))
-    assert counts == {"users": USERS + 4, "users_with_popular_items": 2, "users_with_fewer_than_k": 1,
+    assert counts == {"users": USERS + 4, "users_with_popular_items": 1, "users_with_fewer_than_k": 1,
                       "rows": (USERS + 4) * K - (K - LEFT)}  # fmt: skip
     found = pq.read_table(tmp_path / "out")
     reference, users = Reference(runs, tables), two_stages.users_of_every_kind(runs.raw).to_pylist()
@@ -138,7 +139,7 @@ def test_recommendations_are_those_of_one_user_at_a_time(runs: TwoStages, tables
         items = [row["item_id"] for row in rows]
         assert [row["place"] for row in rows] == list(range(1, len(rows) + 1)) and len(set(items)) == len(items)
         assert not set(items) & set(reference.seen.get(user["user_id"], []))
-        if user["user_id"] in (STRANGER, None):
+        if user["user_id"] is None:
             assert items == reference.popular(user)
             assert all(row["popular"] and row["reason"] == UNKNOWN_USER and row["ranking_score"] is None for row in rows)
             continue
@@ -148,6 +149,7 @@ def test_recommendations_are_those_of_one_user_at_a_time(runs: TwoStages, tables
         np.testing.assert_allclose([(row["retrieval_score"], row["ranking_score"]) for row in rows],
                                    [scores[item] for item in items], atol=1e-5)  # fmt: skip
         assert not any(row["popular"] for row in rows)
+    assert STRANGER in lists, "whom the models know by what they have seen"
     assert len(lists[3]) == 2 * K and len(lists[GLUTTON]) == LEFT and NAMELESS in lists
     assert set(zip(*(found[name].to_pylist() for name in ("retriever_version", "ranker_version")), strict=True)) == {
         (reference.retriever.version, reference.ranker.version)
@@ -157,17 +159,21 @@ def test_recommendations_are_those_of_one_user_at_a_time(runs: TwoStages, tables
 
 
 @needs_java
-def test_spark_recommends_what_ray_does_and_retrieval_alone_keeps_its_order(
+def test_spark_recommends_what_ray_does_by_retrieval_alone(
     runs: TwoStages, tables: Path, spark_session: object, tmp_path: Path
 ) -> None:
     for engine in ("ray", "spark"):
-        recommend(config(runs, tables, tmp_path / engine, engine=engine, ranker="", users_per_file=200))
+        recommend(config(runs, tables, tmp_path / engine, engine=engine, ranker="", history="", users_per_file=200))
     ours, theirs = (pq.read_table(tmp_path / engine).drop_columns(["recommended_at"]) for engine in ("ray", "spark"))
     assert ours.equals(theirs)
     assert ours["ranking_score"].null_count == ours["ranker_version"].null_count == ours.num_rows
     for user in (1, 2, NAMELESS):
-        scores = ours.filter(pa.compute.field("user_id") == user)["retrieval_score"].to_pylist()
+        scores = ours.filter(pc.field("user_id") == user)["retrieval_score"].to_pylist()
         assert scores == sorted(scores, reverse=True) and len(scores) == K
+    stranger = ours.filter(pc.field("user_id") == STRANGER)
+    assert set(stranger["reason"].to_pylist()) == {UNKNOWN_USER}, "without history nothing is known of them"
+    reference = Reference(runs, tables)
+    assert stranger["item_id"].to_pylist() == reference.popular({"user_id": STRANGER}) != reference.popular({"user_id": None})
 
 
 def test_a_killed_job_goes_on_with_what_is_missing(runs: TwoStages, tables: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from recsys_ray.command_line import JobError
 from recsys_ray.data.sources.parquet_files import find_parquet
 from recsys_ray.schema import Categorical
 from recsys_ray.serving.batch.partitioned.output import BatchManifest, BatchOutput, BatchResult
@@ -111,6 +113,25 @@ def test_an_output_appears_when_it_is_whole_and_is_kept_until_then(tmp_path: Pat
     assert other.begin(overwrite=True) and other.missing() == [1, 2], "an interrupted replacement goes on as well"
     finish(other)
     assert other.finished_counts()["rows"] == 7 + 3 + 4 and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_files_are_a_delta_table_too(tmp_path: Path) -> None:
+    """Types that Delta does not have leave the job where it can go on as Parquet."""
+    deltalake = pytest.importorskip("deltalake")
+    delta = dataclasses.replace(output(tmp_path), delta=True)
+    delta.begin(overwrite=False)
+    finish(delta)
+    assert sorted(deltalake.DeltaTable(delta.out).to_pyarrow_table()["n"].to_pylist()) == [0, 0, 1, 1, 1, 2, 2, 2, 2]
+
+    strange = dataclasses.replace(output(tmp_path / "strange"), delta=True)
+    strange.begin(overwrite=False)
+    for number in strange.missing():
+        strange.write(number, [BatchResult(pa.table({"time": pa.array([number], pa.time64("ns"))}), {})])
+    with pytest.raises(JobError, match=r"cannot become a Delta table \(.*Time64.*\): run again with --format parquet"):
+        strange.publish(strange.counts())
+    plain = dataclasses.replace(strange, delta=False)
+    assert plain.begin(overwrite=False) and plain.missing() == []
+    plain.publish(plain.counts())
 
 
 def finish(one: BatchOutput) -> None:

@@ -79,11 +79,11 @@ def users_of_every_kind(raw: Path) -> pa.Table:
 
 
 def seen_by_every_kind(raw: Path) -> pa.Table:
-    """Returns the clicks, those of a user who has seen nearly all items, and one of a stranger."""
+    """Returns the clicks, those of a user who has seen nearly all items, and one of a stranger, on the most popular item."""
     clicked = (
         pq.read_table(raw / "interactions.parquet").filter(pc.field("click") == 1).select(["user_id", "item_id", "timestamp"])
     )
-    items = [*range(ITEMS - LEFT), 5]
+    items = [*range(ITEMS - LEFT), pc.mode(clicked["item_id"])[0]["mode"].as_py()]
     users = [GLUTTON] * (ITEMS - LEFT) + [STRANGER]
     more = pa.table({"user_id": users, "item_id": items, "timestamp": range(len(items))})
     return pa.concat_tables([clicked, more])

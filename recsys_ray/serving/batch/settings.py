@@ -18,6 +18,8 @@ class BatchConfig:
     and runs again does what is missing."""
     engine: Literal["ray", "spark"] = "ray"
     """What runs the tasks: Ray Data, or Spark."""
+    format: Literal["parquet", "delta"] = "parquet"
+    """delta: the Parquet files together are a Delta table too, of one version (extra `delta`)."""
     workers: int = 0
     """With Ray: how many processes, each with its own copy of the models; 0: one a core, or with --device cuda one a GPU."""
     device: InferenceDevice = "cpu"

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys_ray.data.dataset.atomic_folder import move_into_place, remove_folder
+from recsys_ray.serving.batch.partitioned.delta import make_delta_table
 
 BATCH_MANIFEST = "_manifest.json"
 SUCCESS = "_SUCCESS"
@@ -58,6 +59,8 @@ class BatchOutput:
 
     out: Path
     manifest: BatchManifest
+    delta: bool = False
+    """Whether the files become a Delta table."""
 
     @property
     def work(self) -> Path:
@@ -124,6 +127,8 @@ class BatchOutput:
     def publish(self, counts: Counter[str]) -> None:
         """Marks the output as whole and puts it in place."""
         remove_folder(self.scratch)
+        if self.delta:
+            make_delta_table(self.work)
         summary = {**asdict(self.manifest), "counts": dict(counts)}
         write_whole(self.work / SUCCESS, lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
         move_into_place(self.work, self.out)

@@ -10,16 +10,19 @@ from pathlib import Path
 
 from recsys_ray.command_line import JobError
 from recsys_ray.data.engines.base import Engine, TaskWorkers, open_engine
+from recsys_ray.serving.batch.partitioned.delta import check_delta_installed
 from recsys_ray.serving.batch.partitioned.output import BatchManifest, BatchOutput
 from recsys_ray.serving.batch.partitioned.progress import progress_lines
 from recsys_ray.serving.batch.settings import BatchConfig
 
 
 def output_of(config: BatchConfig, manifest: BatchManifest) -> BatchOutput:
-    """Returns the output of a job. Raises ValueError for a URL."""
+    """Returns the output of a job. Raises ValueError for a URL, or a format whose package is not installed."""
     if "://" in config.out:
         raise ValueError(f"--out {config.out} is a URL: wants a folder on a file system that all workers share (a mount)")
-    return BatchOutput(Path(config.out).absolute(), manifest)
+    if config.format == "delta":
+        check_delta_installed()
+    return BatchOutput(Path(config.out).absolute(), manifest, config.format == "delta")
 
 
 @dataclass(frozen=True)
