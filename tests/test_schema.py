@@ -52,7 +52,7 @@ def test_inferred_schema_survives_json():
     )
     assert Schema.from_json(schema.to_json()) == schema
     assert len(schema.to_json().splitlines()) == len(schema.columns) + 2, "one column a line"
-    check_columns(schema, TABLE, "x.parquet")
+    check_columns(schema.columns, TABLE, "x.parquet")
     weighted = Schema((*schema.columns, Weight("w")))
     assert Schema.from_json(weighted.to_json()) == weighted
 
@@ -134,7 +134,7 @@ def test_types_that_a_kind_cannot_take(column, kind, message):
     columns = [Categorical("z", num_embeddings=9), column] + ([] if isinstance(column, Label) else [Label("y")])
     table = pa.schema([("y", pa.float32()), ("z", pa.int64()), ("c", kind)])
     with pytest.raises(ValueError, match=f"column 'c' in x.parquet has type .*{message}"):
-        check_columns(Schema(tuple(columns)), table, "x.parquet")
+        check_columns(Schema(tuple(columns)).columns, table, "x.parquet")
 
 
 def test_join_keys_must_be_alike():

@@ -1,13 +1,14 @@
-"""The engine protocol: what preparation asks of Ray Data or Spark, and the table from which an engine is opened by name.
+"""The engine protocol: what preparation and batch inference ask of Ray Data or Spark, and how an engine is opened by name.
 
-An adapter is imported only when its engine is asked for. Everything else in preparation is functions of Arrow tables, which both
-engines run in their tasks.
+An adapter is imported only when its engine is asked for. Everything else is functions of Arrow tables, which both engines run in
+their tasks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -21,6 +22,15 @@ from recsys_ray.data.sources.table import InputTable, PassInput
 ENGINE_MODULES = {"ray": "recsys_ray.data.engines.ray_data", "spark": "recsys_ray.data.engines.spark.engine"}
 ENGINE_PACKAGES = {"ray": "ray", "spark": "pyspark"}
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TaskWorkers:
+    """The processes that run numbered tasks. Spark makes one a core, whatever this says."""
+
+    count: int = 0
+    """0: one a core, or with `gpu` one a GPU."""
+    gpu: bool = False
 
 
 class EngineFailed(JobError):
@@ -52,6 +62,12 @@ class Engine(Protocol):
 
     def write_parquet(self, rows: PassInput, keep: Callable[[pa.Table], pa.Table], folder: Path) -> None:
         """Writes the rows that `keep` returns as Parquet files in `folder`."""
+
+    def run_tasks(self, numbers: Sequence[int], task: Callable[[int], None], workers: TaskWorkers) -> None:
+        """Calls `task` with each number, in any order, in processes that do many tasks each: what a task loads, it can keep.
+
+        A task may run more than once, so it must leave the same whenever it does.
+        """
 
 
 def open_engine(name: Literal["ray", "spark"]) -> AbstractContextManager[Engine]:

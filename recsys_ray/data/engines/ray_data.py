@@ -1,4 +1,4 @@
-"""The Ray Data engine: preparation on the cluster this process is connected to, or on a Ray of its own on this machine."""
+"""The Ray Data engine: preparation and batch inference on the connected cluster, or on a Ray of its own on this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import logging
 import pickle
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,7 @@ from ray.data.datasource.datasink import WriteResult
 from ray.exceptions import RayError
 
 from recsys_ray.data.blocks.parts import MIN_ROWS_PER_PART, PartReport, PartWriter
-from recsys_ray.data.engines.base import EngineFailed
+from recsys_ray.data.engines.base import EngineFailed, TaskWorkers
 from recsys_ray.data.sources.parquet_files import ParquetFiles
 from recsys_ray.data.sources.table import InputTable, PassInput
 from recsys_ray.host_memory import keep_freed_memory
@@ -65,6 +65,36 @@ class RayEngine:
         """Writes the rows that `keep` returns as Parquet files in `folder`."""
         with _ray_data_settings():
             _map_batches(rows, keep).write_parquet(str(folder))
+
+    def run_tasks(self, numbers: Sequence[int], task: Callable[[int], None], workers: TaskWorkers) -> None:
+        """Runs the tasks in a pool of actors, which share the cluster's cores evenly: each has as many threads as cores."""
+        _ensure_ray()
+        cores, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
+        if workers.gpu and not gpus:
+            raise ValueError("--device cuda: this Ray cluster has no GPU")
+        count = min(workers.count or (gpus if workers.gpu else cores) or 1, len(numbers))
+        tasks = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
+        with _ray_data_settings():
+            tasks.map_batches(
+                _TaskActor,
+                fn_constructor_args=(task,),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=count),
+                num_cpus=max(1, cores // count),
+                num_gpus=1 if workers.gpu else None,
+            ).materialize()
+
+
+class _TaskActor:
+    """A worker process of `run_tasks`, which Ray Data hands one number after the other."""
+
+    def __init__(self, task: Callable[[int], None]) -> None:
+        self._task = task
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        for number in batch["number"]:
+            self._task(int(number))
+        return batch
 
 
 @contextmanager

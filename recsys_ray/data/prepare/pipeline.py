@@ -88,7 +88,7 @@ def _checked_out(config: PrepareConfig) -> Path:
 
 def _check_input(source: Source, schema: Schema, config: PrepareConfig) -> None:
     """Raises ValueError when the tables do not fit the schema or the split, or hold no rows; reads no rows of Parquet."""
-    check_columns(schema, source.arrow_schema, config.parquet)
+    check_columns(schema.columns, source.arrow_schema, config.parquet)
     check_split(config.split, schema, source.arrow_schema, config.parquet)
     check_item_key(source, schema)
     if not source.interactions.rows:

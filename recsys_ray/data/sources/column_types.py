@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import pyarrow as pa
 
-from recsys_ray.schema import Categorical, Column, Dense, Label, Schema, Timestamp, Weight
+from recsys_ray.schema import Categorical, Column, Dense, Label, Timestamp, Weight
 
 
-def check_columns(schema: Schema, table: pa.Schema, origin: str) -> None:
-    """Raises ValueError naming a column of `schema` that `origin` lacks or holds in a type that its kind does not take."""
-    for column in schema.columns:
+def check_columns(columns: Iterable[Column], table: pa.Schema, origin: str) -> None:
+    """Raises ValueError naming a column of a schema that `origin` lacks or holds in a type that its kind does not take."""
+    for column in columns:
         if column.name not in table.names:
             raise ValueError(f"column {column.name!r} of the schema is not in {origin}, which has: {', '.join(table.names)}")
         found = table.field(column.name).type

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-SCORES_AT_ONCE = 1 << 26
-"""Scores of users and items that are held in memory together, 256 MB."""
+SCORES_AT_ONCE = 1 << 25
+"""Scores of users and items that are held in memory together, 128 MB."""
 NONE = -1
 """The position of an item that is not there: a user has fewer candidates than others."""
 
@@ -39,9 +39,12 @@ def exact_candidates(
     scores = np.full((len(queries), n), -np.inf, np.float32)
     barred = None if eligible is None else torch.from_numpy(~eligible).to(items.device)
     step = max(1, SCORES_AT_ONCE // max(1, len(items)))
+    # One buffer for all steps: a CPU takes as long to clear fresh pages as to multiply.
+    buffer = torch.empty(min(step, len(queries)), len(items), device=items.device)
     for start in range(0, len(queries), step):
         part = slice(start, start + step)
-        products = torch.from_numpy(queries[part]).to(items.device) @ items.T
+        some = torch.from_numpy(queries[part]).to(items.device)
+        products = torch.mm(some, items.T, out=buffer[: len(some)])
         if barred is not None:
             products[:, barred] = -torch.inf
         if exclude:

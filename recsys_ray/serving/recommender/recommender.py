@@ -9,14 +9,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from recsys_ray.models.rows import take_rows
 from recsys_ray.serving.encoder import RawRows, with_unknown
 from recsys_ray.serving.ranker import Ranker
 from recsys_ray.serving.recommender.candidates import NONE, RetrievedItems
 from recsys_ray.serving.recommender.served_catalogue import ServedCatalogue
 from recsys_ray.serving.retriever import QUERY_SIDES, Retriever
 
-PAIRS_AT_ONCE = 1 << 14
-"""Pairs of user and item that are scored together."""
+PAIRS_AT_ONCE = 1 << 12
+"""About how many pairs of user and item are scored together: few enough for a core's own cache."""
 
 
 class Recommendations(NamedTuple):
@@ -60,12 +61,13 @@ class Recommender:
         wanted = [column for column in self.ranker.schema.features if column.side in QUERY_SIDES]
         encoded = self.ranker.encoder.encode(with_unknown(users, wanted), wanted)
         scores = np.full(positions.shape, np.nan, np.float32)
-        user, place = np.nonzero(positions != NONE)
-        for start in range(0, len(user), PAIRS_AT_ONCE):
-            part = slice(start, start + PAIRS_AT_ONCE)
-            items = positions[user[part], place[part]]
-            encoded_items = self.catalogue.encoded_items(torch.from_numpy(items))
-            scores[user[part], place[part]] = self.ranker.predict_pairs(encoded, encoded_items, user[part])
+        step = max(1, PAIRS_AT_ONCE // max(1, positions.shape[1]))
+        for start in range(0, len(positions), step):
+            some = positions[start : start + step]
+            user, place = np.nonzero(some != NONE)
+            users_columns = take_rows(encoded, torch.arange(start, start + len(some)))
+            items_columns = self.catalogue.encoded_items(torch.from_numpy(some[user, place]))
+            scores[start + user, place] = self.ranker.predict_pairs(users_columns, items_columns, user)
         return scores
 
     def describe(self, positions: np.ndarray) -> pa.Table:

@@ -1,9 +1,9 @@
-"""The Spark engine: preparation on the active session (Databricks, spark-submit), or on a Spark of its own on this machine."""
+"""The Spark engine: preparation and batch inference on the active session, or on a Spark of its own on this machine."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from recsys_ray.data.blocks.parts import MIN_ROWS_PER_PART, PartReport, PartWriter
 from recsys_ray.data.dataset.atomic_folder import remove_folder
+from recsys_ray.data.engines.base import TaskWorkers
 from recsys_ray.data.engines.spark.session import run_jobs, spark_session
 from recsys_ray.data.engines.spark.tables import SparkTable, open_spark_table
 from recsys_ray.data.engines.spark.task_input import TaskReader, assign_row_groups, read_row_groups, read_spark_rows
@@ -93,6 +94,17 @@ class SparkEngine:
         for name in written:
             (attempts / name).rename(folder / name)
         remove_folder(attempts)
+
+    def run_tasks(self, numbers: Sequence[int], task: Callable[[int], None], workers: TaskWorkers) -> None:
+        """Runs each task as one of Spark's, in its Python workers, which Spark keeps from task to task."""
+
+        def run(batches: RecordBatches) -> Iterator[int]:
+            for batch in batches:
+                for place in batch.column(0).to_pylist():
+                    task(numbers[place])
+                    yield place
+
+        list(self._collected(_results(self._spark.range(0, len(numbers), 1, len(numbers)), run)))
 
     def _task_rows(self, rows: PassInput) -> _TaskRows:
         join = rows.join
