@@ -2,11 +2,13 @@
 
     python jobs/build_index.py --run-dir runs/two_tower                                  # -> runs/two_tower/index
     python jobs/build_index.py --run-dir runs/two_tower --index s3://bucket/items        # object store
+    python jobs/build_index.py --run-dir runs/two_tower --index faiss:/shared/index      # faster, in memory, from a file system
     python jobs/build_index.py --run-dir runs/two_tower --show 2                         # and recommendations for two users
     python jobs/build_index.py --run-dir runs/two_tower --index databricks:search/main.recsys.films     # AI Search
     ray job submit --working-dir . -- python jobs/build_index.py --run-dir /shared/runs/two_tower
 
-It prints and stores the recall against exact search. Running it again rebuilds the index; searches continue meanwhile.
+It prints and stores the recall against exact search. Running it again rebuilds the index; searches continue meanwhile. A second
+build at the same time is refused, and other tables at the same place are left alone.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ class IndexJob:
     run_dir: str
     """A finished run of jobs/train_two_tower.py."""
     index: str = ""
-    """A folder, an object-store URL, or databricks:endpoint/catalog.schema.name; empty: `index` in the run directory."""
+    """A folder or an object-store URL (LanceDB), faiss:folder, or databricks:endpoint/catalog.schema.name; empty: `index` in the
+    run directory."""
     show: int = 0
     """Prints, for this many users of the test split, what they liked and the ten items recommended to them."""
     title: str = "title"

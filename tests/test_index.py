@@ -1,7 +1,8 @@
-"""Tests the vector index on a real LanceDB, and the Databricks adapter on a stand-in for a workspace."""
+"""Tests the vector index on a real LanceDB and in faiss, and the Databricks adapter on a stand-in for a workspace."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import json
@@ -17,17 +18,9 @@ import pyarrow as pa
 import pytest
 
 from recsys_ray.serving.index import databricks, open_index
-from recsys_ray.serving.index.lance import (
-    EXACT_BELOW,
-    RECALL_WANTED,
-    VECTORS_PER_LIST,
-    LanceIndex,
-    LanceWriter,
-    table_names,
-    with_probes,
-    write_index,
-)
-from recsys_ray.serving.index.recall import mean_recall, nearest_keys
+from recsys_ray.serving.index.lance import LanceIndex, with_probes, write_index
+from recsys_ray.serving.index.lance_tables import lance_tables
+from recsys_ray.serving.index.recall import EXACT_BELOW, RECALL_WANTED, VECTORS_PER_LIST, mean_recall, nearest_keys
 from recsys_ray.serving.index.vector_index import INDEXES, VECTOR, IndexBackend, IndexSource, VectorIndex, index_backend
 
 ITEMS, DIM = 300, 16
@@ -61,9 +54,11 @@ def build(uri: Path, values: np.ndarray, version: str = "v1") -> LanceIndex:
     return index
 
 
-@pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> LanceIndex:
-    return build(tmp_path_factory.mktemp("index"), vectors(ITEMS))
+@pytest.fixture(scope="module", params=["", "faiss:"])
+def index(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VectorIndex:
+    uri = f"{request.param}{tmp_path_factory.mktemp('index')}"
+    index_backend(uri).write_index(uri, source(vectors(ITEMS)))
+    return open_index(uri, "v1")
 
 
 def ids(found: pa.Table) -> list[int]:
@@ -71,7 +66,7 @@ def ids(found: pa.Table) -> list[int]:
 
 
 @pytest.mark.unit
-def test_best_items_come_first_with_their_columns_and_scores(index: LanceIndex) -> None:
+def test_best_items_come_first_with_their_columns_and_scores(index: VectorIndex) -> None:
     queries = vectors(5, seed=1)
     scores = queries @ vectors(ITEMS).T
     for row, found in zip(scores, index.search(queries, 7), strict=True):
@@ -82,7 +77,7 @@ def test_best_items_come_first_with_their_columns_and_scores(index: LanceIndex) 
 
 
 @pytest.mark.unit
-def test_filters_and_exclusions(index: LanceIndex) -> None:
+def test_filters_and_exclusions(index: VectorIndex) -> None:
     query = vectors(2, seed=2)
     plain = [ids(found) for found in index.search(query, ITEMS)]
     found = index.search(query, 5, where="kind = 'kind 1'", exclude=[plain[0][:50], []])
@@ -91,7 +86,20 @@ def test_filters_and_exclusions(index: LanceIndex) -> None:
 
 
 @pytest.mark.unit
-def test_no_items_after_a_filter_and_more_wanted_than_there_are(index: LanceIndex) -> None:
+def test_many_queries_at_once_find_what_each_finds_alone(index: VectorIndex) -> None:
+    """More than a batch of them, with exclusion lists of all lengths."""
+    random, queries = np.random.default_rng(3), vectors(300, seed=7)
+    exclude = [random.choice(ITEMS, length) for length in random.integers(0, 60, len(queries))]
+    together = index.search(queries, 8, where="item_id > 20", exclude=exclude)
+    for number in range(0, len(queries), 25):
+        (alone,) = index.search(queries[[number]], 8, where="item_id > 20", exclude=exclude[number : number + 1])
+        assert ids(together[number]) == ids(alone) and not {*exclude[number].tolist(), *range(21)} & set(ids(alone))
+        assert together[number]["score"].to_pylist() == pytest.approx(alone["score"].to_pylist(), abs=1e-4)
+    assert index.search(queries[:0], 8) == []
+
+
+@pytest.mark.unit
+def test_no_items_after_a_filter_and_more_wanted_than_there_are(index: VectorIndex) -> None:
     query = vectors(1, seed=3)
     (nothing,) = index.search(query, 5, where="kind = 'none of them'")
     assert nothing.num_rows == 0 and nothing.column_names == ["item_id", "kind", "score"]
@@ -100,7 +108,7 @@ def test_no_items_after_a_filter_and_more_wanted_than_there_are(index: LanceInde
 
 
 @pytest.mark.unit
-def test_a_search_that_cannot_be_is_refused(index: LanceIndex) -> None:
+def test_a_search_that_cannot_be_is_refused(index: VectorIndex) -> None:
     with pytest.raises(ValueError, match=r"shape \(1, 3\); this index wants \[any, 16\]"):
         index.search(np.zeros((1, 3), np.float32), 5)
     with pytest.raises(ValueError, match=r"cannot search where 'colour = 1'.*colour"):
@@ -132,19 +140,16 @@ def test_rebuilt_index_is_served_whole_or_not_at_all(tmp_path: Path) -> None:
                 raise OSError("the disk is full")
             yield batch
 
-    with (
-        pytest.raises((OSError, ValueError, RuntimeError), match="disk is full"),
-        LanceWriter.begin(str(tmp_path), "v2", "item_id") as writer,
-    ):
-        writer.write(SCHEMA, failing())
+    with pytest.raises((OSError, ValueError, RuntimeError), match="disk is full"):
+        write_index(str(tmp_path), dataclasses.replace(source(vectors(1), "v2"), batches=failing()))
     assert open_index(str(tmp_path), "v1").manifest == old.manifest
-    assert table_names(writer.database) == [old.manifest.table]
+    assert lance_tables(str(tmp_path)).names() == [old.manifest.table]
 
     new = build(tmp_path, vectors(30, seed=6), "v2")
     assert len(ids(old.search(query, 100)[0])) == 20 and len(ids(new.search(query, 100)[0])) == 30
     newest = build(tmp_path, vectors(40, seed=7), "v2")
-    assert set(table_names(writer.database)) == {new.manifest.table, newest.manifest.table}
-    assert not list(tmp_path.glob(".index.json*"))
+    assert set(lance_tables(str(tmp_path)).names()) == {new.manifest.table, newest.manifest.table}
+    assert not [*tmp_path.glob(".index.json*"), *tmp_path.glob("build.lock*")]
 
 
 def test_large_catalogue_is_searched_by_as_many_lists_as_recall_wants(tmp_path: Path) -> None:

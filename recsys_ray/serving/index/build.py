@@ -15,9 +15,10 @@ from recsys_ray.serving.index.vector_index import IndexSource, index_backend
 
 
 def build_index(run_dir: Path, uri: str) -> str:
-    """Replaces the index at `uri`: a folder, an object store's URL, or databricks:endpoint/name. Returns a line about the result.
+    """Replaces the index at `uri`: a folder, an object store's URL, faiss:folder or databricks:endpoint/name.
 
-    Raises FileNotFoundError where `run_dir` is not a finished Two Tower run.
+    Returns a line about the result. Raises FileNotFoundError where `run_dir` is not a finished Two Tower run, and LockHeldError
+    while another build of this index runs.
     """
     retriever = load_retriever(run_dir)
     dataset = DatasetDirectory.open(retriever.dataset)

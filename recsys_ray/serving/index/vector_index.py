@@ -17,13 +17,14 @@ import pyarrow as pa
 
 INDEXES = {
     "lance": "recsys_ray.serving.index.lance",
+    "faiss": "recsys_ray.serving.index.faiss",
     "databricks": "recsys_ray.serving.index.databricks",
 }
 DEFAULT_INDEX = "lance"
 VECTOR = "vector"
 """The column of an item's vector, float32 lists of fixed size. A catalogue cannot have a column of this name."""
 SCORE = "score"
-"""The column of a search result that holds the dot product of query and item."""
+"""The column of a search result that holds the dot product of query and item, float32."""
 Condition: TypeAlias = str | dict[str, Any]
 """A filter on the catalogue's columns, in the backend's own language."""
 
