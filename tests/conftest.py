@@ -17,6 +17,8 @@ import pytest
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+    from tests.support.two_stages import TwoStages
+
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leaves out the modules without a unit test when only those are wanted: importing them takes longer than the tests."""
@@ -62,3 +64,11 @@ def dataset(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path
     from tests.support.preparing import synthetic_dataset
 
     return synthetic_dataset(tmp_path_factory.mktemp("synthetic"))
+
+
+@pytest.fixture(scope="session")
+def two_stages(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> TwoStages:
+    """Trains a small Two Tower and a small DLRM on the same clicks."""
+    from tests.support.two_stages import train_two_stages
+
+    return train_two_stages(tmp_path_factory.mktemp("two_stages"))
