@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-SCORES_AT_ONCE = 1 << 25
-"""Scores of users and items that are held in memory together, 128 MB."""
+SCORES_AT_ONCE = 1 << 24
+"""Scores of users and items that are held in memory together, 64 MB."""
 NONE = -1
 """The position of an item that is not there: a user has fewer candidates than others."""
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from recsys_ray.data.dataset.directory import DatasetDirectory
+from recsys_ray.host_memory import keep_freed_memory
 from recsys_ray.serving.batch.models import BatchModel
 from recsys_ray.serving.batch.partitioned.output import BatchOutput, write_whole
 from recsys_ray.serving.batch.recommending.batch_recommender import BatchRecommender, RecommendRequest
@@ -69,6 +70,7 @@ def recommend_bucket(plan: RecommendPlan, bucket: int) -> None:
 @lru_cache(1)
 def loaded_recommender(files: RecommenderFiles) -> BatchRecommender:
     """Returns the recommender of this process, which is loaded once."""
+    keep_freed_memory()
     retriever, ranker = files.retriever.load_retriever(), files.ranker.load_ranker() if files.ranker else None
     catalogue = ServedCatalogue.load(DatasetDirectory.open(files.dataset), retriever.item_key, ranker)
     kept = catalogue.raw.select([retriever.item_key, *files.request.item_columns])
