@@ -32,14 +32,18 @@ class Recommendations(NamedTuple):
 
 @dataclass(frozen=True)
 class Recommender:
-    """A retrieval model, the catalogue, and a ranking model for the order of its candidates."""
+    """A retrieval model, the catalogue, and a ranking model for the order of its candidates.
 
-    retriever: Retriever
+    An online service has the two models in different processes: there one of them is None.
+    """
+
+    retriever: Retriever | None
     ranker: Ranker | None
     catalogue: ServedCatalogue
 
     def queries(self, users: RawRows) -> np.ndarray:
         """Returns the query vectors of users, float32 [U, dim]. A column that `users` does not have counts as unknown."""
+        assert self.retriever is not None
         wanted = [column for column in self.retriever.schema.features if column.side in QUERY_SIDES]
         return self.retriever.embed_queries(with_unknown(users, wanted))
 

@@ -1,0 +1,171 @@
+"""Starts the service on the connected Ray cluster, and puts a new release in the place of the one that is served."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig, ControllerOptions
+from ray.serve.schema import LoggingConfig
+
+from recsys_ray.bundle.fetch import local_bundle
+from recsys_ray.bundle.manifest import Manifest
+from recsys_ray.bundle.reader import open_bundle
+from recsys_ray.command_line import JobError
+from recsys_ray.compat.serve_compat import PROXY_CALLBACK_VARIABLE, running_http_options
+from recsys_ray.serving.app.access import is_loopback, read_token
+from recsys_ray.serving.app.body import BodyLimits
+from recsys_ray.serving.app.counters import METRICS_FOLDER_VARIABLE
+from recsys_ray.serving.app.deployments.history import History
+from recsys_ray.serving.app.deployments.ranking import Ranking
+from recsys_ray.serving.app.deployments.retrieval import BATCH, Retrieval, schema_of
+from recsys_ray.serving.app.deployments.tasks import ModelSources
+from recsys_ray.serving.app.front_door import BODY_BYTES_VARIABLE, BODY_SECONDS_VARIABLE, middlewares
+from recsys_ray.serving.app.pipeline import FOLLOW_SECONDS
+from recsys_ray.serving.app.release import INGRESS, PARTS, new_release_name, part_name, releases
+from recsys_ray.serving.app.routes import AnswerLog, IngressSettings, create_app
+from recsys_ray.serving.index.vector_index import open_index
+
+QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
+ONGOING_A_REPLICA = 8
+"""Requests at work in a replica, above which the autoscaler adds another: together they still make a small batch."""
+QUEUED = 512
+
+
+@dataclass(frozen=True)
+class ServiceConfig:
+    """The settings of the service, besides the models."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token_file: str = ""
+    replicas: int = 2
+    """The fewest replicas of ingress, retrieval and ranking; with two of each, a killed one fails no request."""
+    max_replicas: int = 4
+    replica_cpus: float = 0.1
+    """CPUs that the cluster sets aside for each replica; while a release is swapped, both are there."""
+    body: BodyLimits = BodyLimits()
+    seconds: float = 10.0
+    """The longest time to an answer."""
+    open_log: Callable[[], AnswerLog] | None = None
+    """Opens the log of requests in every ingress replica."""
+
+
+def start_service(sources: ModelSources, config: ServiceConfig) -> str:
+    """Puts the models into service, as a first release or in the place of another, and returns the release's name.
+
+    Returns when the release answers and the one before is gone. Raises ValueError or FileNotFoundError for what cannot be served,
+    and JobError where the cluster fails at it; the release that was served before is then served still.
+    """
+    token = read_token(config.token_file, config.host)
+    check_sources(sources)
+    _start_serve(config)
+    before = set(releases(serve.status()))
+    release = _deploy_release(sources, config)
+    if INGRESS not in serve.status().applications:
+        serve.run(_ingress(config, token), name=INGRESS, route_prefix="/", logging_config=QUIET)
+    time.sleep(2 * FOLLOW_SECONDS)  # every ingress replica has changed to it by now
+    if before:
+        time.sleep(config.seconds)  # requests that the earlier release still answers
+    for name in before:
+        _delete_release(name)
+    return release
+
+
+def check_sources(sources: ModelSources) -> None:
+    """Raises ValueError or FileNotFoundError for models that are not there or do not belong together."""
+    retriever, ranker = schema_of(sources.retriever), schema_of(sources.ranker)
+    if retriever.key("user") is None or retriever.key("item") is None:
+        raise ValueError(f"--retriever {sources.retriever} holds no retrieval model: its schema has no keys of users and items")
+    if not any(column.side == "item" for column in ranker.features):
+        raise ValueError(f"--ranker {sources.ranker} reads no column of side item: it would score all items of a user alike")
+    if sources.index:
+        open_index(sources.index, bundle_manifest(sources.retriever).version)
+
+
+def bundle_manifest(location: str) -> Manifest:
+    """Reads the manifest of a run, a folder or a URL."""
+    return open_bundle(local_bundle(location)).manifest
+
+
+def _start_serve(config: ServiceConfig) -> None:
+    """Starts Serve with our middlewares before its proxy, unless it runs. Raises JobError where it listens elsewhere."""
+    found = running_http_options()
+    if found is not None:
+        if (found.host, found.port) != (config.host, config.port):
+            raise JobError(
+                f"Ray Serve already listens at {found.host}:{found.port} on this cluster: pass --host {found.host} --port "
+                f"{found.port}, or stop it first (serve shutdown)"
+            )
+        return
+    variables = {
+        PROXY_CALLBACK_VARIABLE: f"{middlewares.__module__}:{middlewares.__name__}",
+        BODY_BYTES_VARIABLE: str(config.body.bytes),
+        BODY_SECONDS_VARIABLE: str(config.body.seconds),
+    }
+    serve.start(
+        proxy_location="HeadOnly" if is_loopback(config.host) else "EveryNode",
+        http_options={"host": config.host, "port": config.port, "request_timeout_s": 2 * config.seconds + config.body.seconds},
+        logging_config=QUIET,
+        controller_options=ControllerOptions(runtime_env={"env_vars": variables}),
+    )
+
+
+def _deploy_release(sources: ModelSources, config: ServiceConfig) -> str:
+    """Deploys all parts of a release and returns its name when they run. Raises JobError, and leaves nothing, where one fails."""
+    name, dataset = new_release_name(), bundle_manifest(sources.retriever).dataset["path"]
+    key = schema_of(sources.retriever).key("item")
+    assert key is not None
+    parts = {
+        "retrieval": Retrieval.options(**_options(config)).bind(sources),
+        "ranking": Ranking.options(**_options(config)).bind(sources, dataset, key.name),
+        "history": History.options(ray_actor_options={"num_cpus": 0}, logging_config=QUIET).bind(sources, dataset),
+    }
+    targets = [serve.RunTarget(parts[part], name=part_name(name, part), route_prefix=None) for part in PARTS]
+    try:
+        serve.run_many(targets)
+    except (RuntimeError, TimeoutError) as error:
+        status = serve.status().applications
+        reasons = [status[one.name].message for one in targets if one.name in status and status[one.name].message]
+        _delete_release(name)
+        raise JobError(f"the models do not start: {(reasons or [str(error)])[0].strip().splitlines()[-1]}") from error
+    return name
+
+
+def _options(config: ServiceConfig, **actor: Any) -> dict[str, Any]:
+    most = max(config.replicas, config.max_replicas)
+    return {
+        "ray_actor_options": {"num_cpus": config.replica_cpus, **actor},
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=config.replicas, max_replicas=most, target_ongoing_requests=ONGOING_A_REPLICA, upscale_delay_s=10
+        ),
+        "max_ongoing_requests": 2 * BATCH,
+        "max_queued_requests": QUEUED,
+        "health_check_period_s": 2,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "max_constructor_retry_count": 2,
+        "logging_config": QUIET,
+    }
+
+
+def _ingress(config: ServiceConfig, token: str) -> serve.Application:
+    settings = IngressSettings(token, config.body, config.seconds, config.open_log)
+    folder = Path(tempfile.gettempdir(), f"recsys_ray_metrics_{new_release_name()}")
+    options = _options(config, runtime_env={"env_vars": {METRICS_FOLDER_VARIABLE: str(folder)}})
+
+    def build() -> Any:
+        return create_app(settings)
+
+    return serve.deployment(serve.ingress(build)(), name=INGRESS).options(**options).bind()
+
+
+def _delete_release(name: str) -> None:
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    for part in PARTS:
+        serve.delete(part_name(name, part))
