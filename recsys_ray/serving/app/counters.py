@@ -35,7 +35,7 @@ class Counters:
         self.seconds.labels(endpoint).observe(seconds)
 
     def text(self, versions: Mapping[str, str]) -> bytes:
-        """Returns the counts of all replicas on this node, and the versions that this replica serves, as Prometheus reads them."""
+        """Returns the counts of all replicas on this node and the versions that this one serves, in the format of Prometheus."""
         from prometheus_client import CollectorRegistry, Gauge, generate_latest
         from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -45,7 +45,6 @@ class Counters:
             info = Gauge("recsys_release_info", "1 for the models that are served.", list(versions), registry=own)
             info.labels(*versions.values()).set(1)
         return generate_latest(added_up) + generate_latest(own)
-
 
 
 class Measured:

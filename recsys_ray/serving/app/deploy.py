@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,16 @@ from recsys_ray.serving.app.body import BodyLimits
 from recsys_ray.serving.app.counters import METRICS_FOLDER_VARIABLE
 from recsys_ray.serving.app.deployments.history import History
 from recsys_ray.serving.app.deployments.ranking import Ranking
-from recsys_ray.serving.app.deployments.retrieval import BATCH, Retrieval, schema_of
-from recsys_ray.serving.app.deployments.tasks import ModelSources
+from recsys_ray.serving.app.deployments.retrieval import Retrieval, schema_of
+from recsys_ray.serving.app.deployments.tasks import REQUESTS_AT_ONCE, ModelSources
 from recsys_ray.serving.app.front_door import BODY_BYTES_VARIABLE, BODY_SECONDS_VARIABLE, middlewares
 from recsys_ray.serving.app.pipeline import FOLLOW_SECONDS
-from recsys_ray.serving.app.release import INGRESS, PARTS, new_release_name, part_name, releases
+from recsys_ray.serving.app.release import INGRESS, PARTS, application_name, new_release_name, releases
 from recsys_ray.serving.app.routes import AnswerLog, IngressSettings, create_app
+from recsys_ray.serving.bundle import task_without_weights
 from recsys_ray.serving.index.vector_index import open_index
 
-QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
+SERVE_LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
 ONGOING_A_REPLICA = 8
 """Requests at work in a replica, above which the autoscaler adds another: together they still make a small batch."""
 QUEUED = 512
@@ -50,7 +52,7 @@ class ServiceConfig:
     max_replicas: int = 4
     replica_cpus: float = 0.1
     """CPUs that the cluster sets aside for each replica; while a release is swapped, both are there."""
-    body: BodyLimits = BodyLimits()
+    body: BodyLimits = field(default_factory=BodyLimits)
     seconds: float = 10.0
     """The longest time to an answer."""
     open_log: Callable[[], AnswerLog] | None = None
@@ -69,7 +71,7 @@ def start_service(sources: ModelSources, config: ServiceConfig) -> str:
     before = set(releases(serve.status()))
     release = _deploy_release(sources, config)
     if INGRESS not in serve.status().applications:
-        serve.run(_ingress(config, token), name=INGRESS, route_prefix="/", logging_config=QUIET)
+        serve.run(_ingress(config, token), name=INGRESS, route_prefix="/", logging_config=SERVE_LOGGING)
     time.sleep(2 * FOLLOW_SECONDS)  # every ingress replica has changed to it by now
     if before:
         time.sleep(config.seconds)  # requests that the earlier release still answers
@@ -80,13 +82,20 @@ def start_service(sources: ModelSources, config: ServiceConfig) -> str:
 
 def check_sources(sources: ModelSources) -> None:
     """Raises ValueError or FileNotFoundError for models that are not there or do not belong together."""
-    retriever, ranker = schema_of(sources.retriever), schema_of(sources.ranker)
-    if retriever.key("user") is None or retriever.key("item") is None:
-        raise ValueError(f"--retriever {sources.retriever} holds no retrieval model: its schema has no keys of users and items")
+    ranker = schema_of(sources.ranker)
+    if not retrieves(sources.retriever):
+        raise ValueError(f"--retriever {sources.retriever} holds a model that ranks: name a run of a Two Tower")
+    if retrieves(sources.ranker):
+        raise ValueError(f"--ranker {sources.ranker} holds a model that retrieves: name a run of a DLRM")
     if not any(column.side == "item" for column in ranker.features):
         raise ValueError(f"--ranker {sources.ranker} reads no column of side item: it would score all items of a user alike")
     if sources.index:
         open_index(sources.index, bundle_manifest(sources.retriever).version)
+
+
+def retrieves(location: str) -> bool:
+    """Returns whether a bundle holds a retrieval model. It reads settings and schema, and no weights."""
+    return task_without_weights(open_bundle(local_bundle(location)), schema_of(location)).towers is not None
 
 
 def bundle_manifest(location: str) -> Manifest:
@@ -112,7 +121,7 @@ def _start_serve(config: ServiceConfig) -> None:
     serve.start(
         proxy_location="HeadOnly" if is_loopback(config.host) else "EveryNode",
         http_options={"host": config.host, "port": config.port, "request_timeout_s": 2 * config.seconds + config.body.seconds},
-        logging_config=QUIET,
+        logging_config=SERVE_LOGGING,
         controller_options=ControllerOptions(runtime_env={"env_vars": variables}),
     )
 
@@ -123,19 +132,33 @@ def _deploy_release(sources: ModelSources, config: ServiceConfig) -> str:
     key = schema_of(sources.retriever).key("item")
     assert key is not None
     parts = {
-        "retrieval": Retrieval.options(**_options(config)).bind(sources),
-        "ranking": Ranking.options(**_options(config)).bind(sources, dataset, key.name),
-        "history": History.options(ray_actor_options={"num_cpus": 0}, logging_config=QUIET).bind(sources, dataset),
+        "retrieval": serve.deployment(**_options(config))(Retrieval).bind(sources),
+        "ranking": serve.deployment(**_options(config))(Ranking).bind(sources, dataset, key.name),
+        "history": serve.deployment(ray_actor_options={"num_cpus": 0}, logging_config=SERVE_LOGGING.model_dump())(History).bind(
+            sources, dataset
+        ),
     }
-    targets = [serve.RunTarget(parts[part], name=part_name(name, part), route_prefix=None) for part in PARTS]
+    targets = [serve.RunTarget(parts[part], name=application_name(name, part), route_prefix=None) for part in PARTS]
     try:
         serve.run_many(targets)
     except (RuntimeError, TimeoutError) as error:
-        status = serve.status().applications
-        reasons = [status[one.name].message for one in targets if one.name in status and status[one.name].message]
+        reason = _reason(name) or str(error)
         _delete_release(name)
-        raise JobError(f"the models do not start: {(reasons or [str(error)])[0].strip().splitlines()[-1]}") from error
+        raise JobError(f"the models do not start: {reason}") from error
     return name
+
+
+def _reason(release: str) -> str:
+    """Returns the last line of what the first failed replica of a release said: the text of its exception."""
+    applications = serve.status().applications
+    said = [
+        deployment.message.strip().splitlines()
+        for name, application in applications.items()
+        if name in {application_name(release, part) for part in PARTS}
+        for deployment in application.deployments.values()
+    ]
+    errors = [line for lines in said for line in lines if re.match(r"[\w.]*(Error|Exception)\b.*: ", line)]
+    return errors[-1] if errors else ""
 
 
 def _options(config: ServiceConfig, **actor: Any) -> dict[str, Any]:
@@ -145,12 +168,12 @@ def _options(config: ServiceConfig, **actor: Any) -> dict[str, Any]:
         "autoscaling_config": AutoscalingConfig(
             min_replicas=config.replicas, max_replicas=most, target_ongoing_requests=ONGOING_A_REPLICA, upscale_delay_s=10
         ),
-        "max_ongoing_requests": 2 * BATCH,
+        "max_ongoing_requests": 2 * REQUESTS_AT_ONCE,
         "max_queued_requests": QUEUED,
         "health_check_period_s": 2,
         "graceful_shutdown_wait_loop_s": 0.5,
         "max_constructor_retry_count": 2,
-        "logging_config": QUIET,
+        "logging_config": SERVE_LOGGING.model_dump(),
     }
 
 
@@ -162,10 +185,10 @@ def _ingress(config: ServiceConfig, token: str) -> serve.Application:
     def build() -> Any:
         return create_app(settings)
 
-    return serve.deployment(serve.ingress(build)(), name=INGRESS).options(**options).bind()
+    return serve.deployment(name=INGRESS, **options)(serve.ingress(build)()).bind()
 
 
 def _delete_release(name: str) -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     for part in PARTS:
-        serve.delete(part_name(name, part))
+        serve.delete(application_name(name, part))

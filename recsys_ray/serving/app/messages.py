@@ -169,7 +169,7 @@ class RankAnswer(BaseModel):
 
 
 class Problem(BaseModel):
-    """What is wrong with a request, or with the service."""
+    """The reason why there is no answer."""
 
     error: str
     details: list[str] = []

@@ -107,7 +107,7 @@ async def _recommend(release: ReleaseHandles, request: RecommendRequest) -> Answ
         "items": ranked.items,
         "strategy": "personal" if found.personal else "popular",
         "ignored": _ignored(request, found.user),
-        "versions": {"release": release.name, "retriever": found.retriever, "ranker": ranked.ranker, "index": found.index},
+        "versions": {"release": release.name, "retriever": found.retriever, "ranker": ranked.ranker, "index": found.index_name},
     }
     return Answered(found.user, body)
 

@@ -33,7 +33,7 @@ def new_release_name() -> str:
     return f"{time.time_ns() // 1_000_000:015d}"
 
 
-def part_name(release: str, part: str) -> str:
+def application_name(release: str, part: str) -> str:
     """Returns the name of the application that serves a part of a release."""
     return f"{INGRESS}-{release}-{part}"
 
@@ -54,4 +54,4 @@ def newest_running(status: ServeStatus) -> str | None:
 
 def release_handles(release: str) -> ReleaseHandles:
     """Returns handles of the parts of a release."""
-    return ReleaseHandles(release, *(serve.get_app_handle(part_name(release, part)) for part in PARTS))
+    return ReleaseHandles(release, *(serve.get_app_handle(application_name(release, part)) for part in PARTS))

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +68,7 @@ class IngressSettings:
 
     token: str = ""
     """The bearer token that clients must show; empty: none."""
-    body: BodyLimits = BodyLimits()
+    body: BodyLimits = field(default_factory=BodyLimits)
     seconds: float = 10.0
     """The longest time to an answer."""
     open_log: Callable[[], AnswerLog] | None = None

@@ -13,14 +13,12 @@ from recsys_ray.serving.app.deploy import ServiceConfig, bundle_manifest, start_
 from recsys_ray.serving.app.deployments.tasks import ModelSources
 from recsys_ray.serving.index.manifest import read_manifest
 
-log = logging.getLogger(__name__)
-
 
 def run_service(sources: ModelSources, config: ServiceConfig, follow_seconds: float = 0.0) -> None:
     """Puts the models into service and says where.
 
-    Where the cluster was there before, the service stays on it when this returns. With `follow_seconds` it never returns: it looks
-    that often whether the runs or the index hold another version, and swaps. Raises as `start_service`.
+    Where the cluster was there before, the service stays on it when this returns. With `follow_seconds` it never returns: it
+    looks that often whether the runs or the index hold another version, and swaps. Raises as `start_service`.
     """
     with _connected() as own_cluster:
         served = content(sources)
@@ -62,12 +60,11 @@ def _announce(release: str, config: ServiceConfig, stays_here: bool) -> None:
 @contextmanager
 def _connected() -> Iterator[bool]:
     """Connects to a cluster that runs already, or starts one on this machine; yields whether it was started here."""
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        ray.init("auto", **quiet)
+        ray.init("auto", logging_level=logging.ERROR, log_to_driver=False)
         own_cluster = False
     except ConnectionError:
-        ray.init("local", **quiet)
+        ray.init("local", logging_level=logging.ERROR, log_to_driver=False)
         own_cluster = True
     try:
         yield own_cluster

@@ -25,64 +25,65 @@ def eligible_items(items: pa.Table, where: Sequence[Comparison]) -> np.ndarray:
     """Returns which items meet all conditions, bool [N]. Raises ValueError naming a condition that cannot be asked of them."""
     kept = np.ones(items.num_rows, bool)
     for comparison in where:
-        column = _column(items.schema, comparison)
-        try:
-            kept &= _meets(items[column.name].combine_chunks(), column.type, comparison)
-        except (pa.ArrowException, TypeError, OverflowError) as error:
-            raise _unusable(column, comparison) from error
+        values = checked_values(items.schema, comparison)
+        kept &= _meets(items[comparison.column].combine_chunks(), comparison.op, values)
     return kept
 
 
 def sql_condition(schema: pa.Schema, where: Sequence[Comparison]) -> str:
     """Returns the conditions as SQL, for `VectorIndex.search`. Raises ValueError as `eligible_items` does."""
-    return " AND ".join(_sql(_column(schema, comparison), comparison) for comparison in where)
+    wanted = [checked_values(schema, comparison) for comparison in where]
+    return " AND ".join(_sql(schema.field(one.column), one.op, values) for one, values in zip(where, wanted, strict=True))
 
 
-def _column(schema: pa.Schema, comparison: Comparison) -> pa.Field:
+def checked_values(schema: pa.Schema, comparison: Comparison) -> list[Any]:
+    """Returns the values that a condition compares with. Raises ValueError unless they are of the column's type."""
     if comparison.column not in schema.names:
         raise ValueError(f"where: items have no column {comparison.column!r}, only {', '.join(schema.names)}")
-    column = schema.field(comparison.column)
     if (comparison.op == "in") != isinstance(comparison.value, list):
         raise ValueError(f"where: {comparison.column} {comparison.op}: a list goes with `in`, and a single value with the others")
-    if pa.types.is_nested(column.type) and (comparison.op != "contains" or not pa.types.is_list(column.type)):
+    kind = schema.field(comparison.column).type
+    if pa.types.is_nested(kind) and (comparison.op != "contains" or not pa.types.is_list(kind)):
         raise ValueError(f"where: {comparison.column} holds lists: ask by `contains`")
-    return column
+    values = comparison.value if isinstance(comparison.value, list) else [comparison.value]
+    types = _comparable(kind.value_type if pa.types.is_list(kind) else kind, comparison.op, part_of=pa.types.is_list(kind))
+    if not all(type(value) in types and value == value for value in values):  # NaN equals nothing
+        raise ValueError(f"where: {comparison.column} holds {kind}, which cannot be asked {comparison.op} {comparison.value!r}")
+    return values
 
 
-def _unusable(column: pa.Field, comparison: Comparison) -> ValueError:
-    return ValueError(f"where: {column.name} holds {column.type}, which cannot be asked {comparison.op} {comparison.value!r}")
+def _comparable(kind: pa.DataType, op: str, *, part_of: bool) -> tuple[type, ...]:
+    """Returns the types of the values that can be compared with one of `kind`, alone or part of a list; none where none can."""
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return (str,)
+    if op == "contains" and not part_of:
+        return ()
+    if pa.types.is_integer(kind):
+        return (int,)
+    if pa.types.is_floating(kind):
+        return (int, float)
+    return (bool,) if pa.types.is_boolean(kind) and op in ("=", "!=", "in", "contains") else ()
 
 
-def _meets(values: pa.Array, kind: pa.DataType, comparison: Comparison) -> np.ndarray:
-    value = comparison.value
-    match comparison.op:
+def _meets(values: pa.Array, op: str, wanted: list[Any]) -> np.ndarray:
+    match op:
         case "in":
-            return pc.is_in(values, value_set=pa.array(value, kind)).to_numpy(zero_copy_only=False) & _there(values)
-        case "contains" if pa.types.is_list(kind):
-            found = pc.equal(pc.list_flatten(values), pa.scalar(value, kind.value_type)).fill_null(False)
-            met = np.zeros(len(values), bool)
-            met[pc.list_parent_indices(values).filter(found).to_numpy(zero_copy_only=False)] = True
-            return met
+            met = pc.and_(pc.is_in(values, value_set=pa.array(wanted, values.type)), values.is_valid())
+        case "contains" if pa.types.is_list(values.type):
+            found = pc.equal(pc.list_flatten(values), pa.scalar(wanted[0], values.type.value_type)).fill_null(False)
+            rows = pc.list_parent_indices(values).filter(found).to_numpy(zero_copy_only=False)
+            return np.bincount(rows, minlength=len(values)) > 0
         case "contains":
-            met = pc.match_substring(values, value, ignore_case=True)
+            met = pc.match_substring(values, wanted[0], ignore_case=True)
         case _:
-            met = COMPARISONS[comparison.op](values, pa.scalar(value, kind))
+            met = COMPARISONS[op](values, pa.scalar(wanted[0], values.type))
     return met.fill_null(False).to_numpy(zero_copy_only=False)
 
 
-def _there(values: pa.Array) -> np.ndarray:
-    return values.is_valid().to_numpy(zero_copy_only=False)
-
-
-def _sql(column: pa.Field, comparison: Comparison) -> str:
+def _sql(column: pa.Field, op: str, wanted: list[Any]) -> str:
     name = '"' + column.name.replace('"', '""') + '"'
-    kind = column.type.value_type if pa.types.is_list(column.type) else column.type
-    try:
-        values = [pa.scalar(one, kind).as_py() for one in np.atleast_1d(np.array(comparison.value, object))]
-        literals = [_literal(one) for one in values]
-    except (pa.ArrowException, TypeError, OverflowError) as error:
-        raise _unusable(column, comparison) from error
-    match comparison.op:
+    literals = [_literal(value) for value in wanted]
+    match op:
         case "in":
             return f"{name} IN ({', '.join(literals)})"
         case "contains" if pa.types.is_list(column.type):
@@ -90,16 +91,14 @@ def _sql(column: pa.Field, comparison: Comparison) -> str:
         case "contains":
             return f"strpos(lower({name}), lower({literals[0]})) > 0"
         case _:
-            return f"{name} {comparison.op} {literals[0]}"
+            return f"{name} {op} {literals[0]}"
 
 
-def _literal(value: Any) -> str:
+def _literal(value: bool | int | float | str) -> str:
     match value:
         case bool():
             return "TRUE" if value else "FALSE"
         case int() | float():
             return repr(value)
-        case str():
-            return "'" + value.replace("'", "''") + "'"
         case _:
-            raise TypeError(f"{type(value).__name__} has no literal here")
+            return "'" + value.replace("'", "''") + "'"

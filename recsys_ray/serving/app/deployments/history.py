@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ray import serve
 
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.dataset.tables import load_catalogue, load_vocabularies
@@ -29,7 +28,7 @@ SHOWN = 50
 log = logging.getLogger(__name__)
 
 
-class Interactions(NamedTuple):
+class RawInteractions(NamedTuple):
     """Rows of raw ids, in order of time."""
 
     users: pa.Array
@@ -38,7 +37,6 @@ class Interactions(NamedTuple):
     """bool"""
 
 
-@serve.deployment
 class History:
     """The sampled users, and the items of each."""
 
@@ -75,7 +73,7 @@ class History:
             self.fault = str(error)
         self.read = True
 
-    def _keep(self, part: Interactions) -> None:
+    def _keep(self, part: RawInteractions) -> None:
         for user in part.users.unique().to_pylist():
             if len(self.seen) < SAMPLED_USERS and user is not None:
                 self.seen.setdefault(user, [])
@@ -87,7 +85,7 @@ class History:
                 self.liked.setdefault(user, []).append(item)
 
 
-def raw_interactions(path: str, schema: Schema) -> Iterator[Interactions]:
+def raw_interactions(path: str, schema: Schema) -> Iterator[RawInteractions]:
     """Yields the interactions of a Parquet file or folder. Raises ValueError where it lacks a column."""
     keys = [schema.key("user"), schema.key("item")]
     names = [column.name for column in (*keys, schema.label) if column is not None]
@@ -95,10 +93,10 @@ def raw_interactions(path: str, schema: Schema) -> Iterator[Interactions]:
         for batch in fragment.to_batches(columns=names):
             table = pa.Table.from_batches([batch])
             users, items = (table[name].combine_chunks() for name in names[:2])
-            yield Interactions(users, items, positive_rows(table, schema))
+            yield RawInteractions(users, items, positive_rows(table, schema))
 
 
-def split_interactions(dataset: DatasetDirectory) -> Iterator[Interactions]:
+def split_interactions(dataset: DatasetDirectory) -> Iterator[RawInteractions]:
     """Yields the interactions of the train and validation splits. Raises ValueError where their ids cannot be told."""
     schema = dataset.schema
     user, item = schema.key("user"), schema.key("item")
@@ -108,7 +106,7 @@ def split_interactions(dataset: DatasetDirectory) -> Iterator[Interactions]:
         for columns in read_split(dataset, split):
             users, items = (names[one.name].take(pa.array(columns[one.name].numpy().astype(np.int64))) for one in (user, item))
             liked = columns[schema.label.name].numpy() > 0 if schema.label else np.ones(len(users), bool)
-            yield Interactions(users, items, liked)
+            yield RawInteractions(users, items, liked)
 
 
 def _raw_ids(dataset: DatasetDirectory, column: Categorical) -> pa.Array:

@@ -12,7 +12,7 @@ import torch
 from ray import serve
 
 from recsys_ray.data.dataset.directory import DatasetDirectory
-from recsys_ray.serving.app.deployments.tasks import ModelSources, RankedItems, RankingTask, Refused, RowScores
+from recsys_ray.serving.app.deployments.tasks import REQUESTS_AT_ONCE, ModelSources, RankedItems, RankingTask, Refused, RowScores
 from recsys_ray.serving.app.deployments.users import raw_table
 from recsys_ray.serving.bundle import load_ranker
 from recsys_ray.serving.recommender.candidates import NONE, RetrievedItems
@@ -21,10 +21,6 @@ from recsys_ray.serving.recommender.served_catalogue import ServedCatalogue
 from recsys_ray.serving.retriever import QUERY_SIDES
 
 
-BATCH = 32
-
-
-@serve.deployment
 class Ranking:
     """A replica with the ranking model and the catalogue, whose item columns are encoded once."""
 
@@ -39,7 +35,7 @@ class Ranking:
         """Returns the version of the model."""
         return self.ranker.version
 
-    @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=0)
+    @serve.batch(max_batch_size=REQUESTS_AT_ONCE, batch_wait_timeout_s=0)
     async def rank(self, tasks: list[RankingTask]) -> list[RankedItems | Refused]:
         """Returns the k best of each task's items. All that wait are scored together."""
         return self._rank_each(tasks)
@@ -60,15 +56,12 @@ class Ranking:
             scores[row, : len(task.items)] = task.scores
             positions[row, : len(task.items)] = self.catalogue.positions(task.items)
         personal = [row for row, task in enumerate(tasks) if task.personal]
-        ranked: list[RankedItems | Refused] = [self._as_they_are(task) for task in tasks if not task.personal]
+        ranked = {row: self._as_they_are(task) for row, task in enumerate(tasks) if not task.personal}
         if personal:
-            users = raw_table([tasks[row].user for row in personal], self.wanted)
-            most = max(tasks[row].k for row in personal)
+            users, most = raw_table([tasks[row].user for row in personal], self.wanted), max(tasks[row].k for row in personal)
             found = self.recommender.recommend(users, RetrievedItems(positions[personal], scores[personal]), most)
-            best = [self._items(Recommendations(*one), tasks[row]) for one, row in zip(zip(*found, strict=True), personal, strict=True)]
-            for row, items in zip(personal, best, strict=True):
-                ranked.insert(row, items)
-        return ranked
+            ranked |= {row: self._items(Recommendations(*one), tasks[row]) for row, *one in zip(personal, *found, strict=True)}
+        return [ranked[row] for row in range(len(tasks))]
 
     def _as_they_are(self, task: RankingTask) -> RankedItems:
         positions = self.catalogue.positions(task.items)[: task.k]
@@ -92,7 +85,9 @@ class Ranking:
             raise ValueError(f"columns: items have no {unknown[0]!r}, only {', '.join(self.catalogue.raw.column_names)}")
         if not columns:
             return [{} for _ in positions]
-        return [{name: _plain(value) for name, value in row.items()} for row in self.catalogue.items(positions, columns).to_pylist()]
+        return [
+            {name: _plain(value) for name, value in row.items()} for row in self.catalogue.items(positions, columns).to_pylist()
+        ]
 
     def score_items(self, user: dict[str, Any], items: list[int | str]) -> RowScores | Refused:
         """Returns the scores of items for a user."""

@@ -16,7 +16,7 @@ from recsys_ray.columns import LENGTHS, Columns
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.schema import Categorical, Column, Schema
 from recsys_ray.serving.app.deployments.filters import eligible_items, sql_condition
-from recsys_ray.serving.app.deployments.tasks import Comparison, FoundItems, ModelSources, Refused, UserQuery
+from recsys_ray.serving.app.deployments.tasks import REQUESTS_AT_ONCE, Comparison, FoundItems, ModelSources, Refused, UserQuery
 from recsys_ray.serving.app.deployments.users import UserTable, raw_table
 from recsys_ray.serving.bundle import load_retriever
 from recsys_ray.serving.index.vector_index import SCORE, VectorIndex, open_index
@@ -25,13 +25,11 @@ from recsys_ray.serving.recommender.recommender import Recommender
 from recsys_ray.serving.recommender.served_catalogue import ServedCatalogue
 from recsys_ray.serving.retriever import QUERY_SIDES
 
-BATCH = 32
-EMBEDDED_AT_ONCE = 1 << 16
+VECTORS_AT_ONCE = 1 << 16
 EXACT = "exact"
 """Stands in answers where there is no index: the service holds the vectors itself and compares all of them."""
 
 
-@serve.deployment
 class Retrieval:
     """A replica with the retrieval model, the catalogue, the index, and the table of users."""
 
@@ -65,7 +63,7 @@ class Retrieval:
         except ValueError as error:
             return Refused(str(error))
 
-    @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=0)
+    @serve.batch(max_batch_size=REQUESTS_AT_ONCE, batch_wait_timeout_s=0)
     async def find(self, queries: list[UserQuery]) -> list[FoundItems | Refused]:
         """Returns the candidates of each query. All that wait are embedded and searched together."""
         return self._find_each(queries)
@@ -123,7 +121,8 @@ class Retrieval:
         self, index: VectorIndex, vectors: np.ndarray, queries: list[UserQuery], where: tuple[Comparison, ...]
     ) -> list[tuple[pa.Array, np.ndarray]]:
         condition = sql_condition(self.catalogue.raw.schema, where)
-        exclude = [self.catalogue.keys(kept[kept != NONE]).to_pylist() for kept in map(self._positions, (q.exclude for q in queries))]
+        barred = [self._positions(query.exclude) for query in queries]
+        exclude = [self.catalogue.keys(positions[positions != NONE]).to_pylist() for positions in barred]
         n = max(query.n for query in queries)
         tables = index.search(vectors, n, where=condition, exclude=exclude if any(exclude) else (), columns=[])
         return [
@@ -157,7 +156,7 @@ def embedded_items(recommender: Recommender) -> torch.Tensor:
     """Returns the vectors of all items of the catalogue, float32 [N, dim]."""
     raw, retriever = recommender.catalogue.raw, recommender.retriever
     assert retriever is not None
-    parts = [retriever.embed_candidates(raw.slice(start, EMBEDDED_AT_ONCE)) for start in range(0, len(raw), EMBEDDED_AT_ONCE)]
+    parts = [retriever.embed_candidates(raw.slice(start, VECTORS_AT_ONCE)) for start in range(0, len(raw), VECTORS_AT_ONCE)]
     return torch.from_numpy(np.concatenate(parts))
 
 

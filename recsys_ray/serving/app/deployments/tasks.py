@@ -1,4 +1,4 @@
-"""What the deployments are asked and what they answer. Ingress replicas import this module, so it imports no torch."""
+"""Questions to the deployments, and their answers. Ingress replicas import this module, so it imports no torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+
+
+REQUESTS_AT_ONCE = 32
+"""The most requests that go through a model together."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class UserQuery(NamedTuple):
 
 
 class FoundItems(NamedTuple):
-    """What retrieval found for a user."""
+    """The candidates that retrieval found for a user."""
 
     user: dict[str, Any]
     """The user's raw columns: those given, and those stored."""
@@ -58,11 +62,11 @@ class FoundItems(NamedTuple):
     """float32; NaN for popular items."""
     personal: bool
     retriever: str
-    index: str
+    index_name: str
 
 
 class RankingTask(NamedTuple):
-    """What retrieval found for a user, to be put in order."""
+    """The candidates of a user, to be put in order."""
 
     user: dict[str, Any]
     items: pa.Array

@@ -1,4 +1,4 @@
-"""What is stored of users, looked up by id; and raw rows of requests as the typed columns that a model reads."""
+"""Stored columns of users, looked up by id; and raw rows of requests as the typed columns that a model reads."""
 
 from __future__ import annotations
 
@@ -66,13 +66,14 @@ def _latest(path: str, key: Categorical, columns: Sequence[Column], timestamp: s
         raise ValueError(f"--users {path} has no column {key.name!r}, which tells users apart")
     wanted = {column.name: raw_type(column) for column in columns if column.name in names} | {key.name: raw_type(key)}
     table = pq.read_table(path, columns=[*wanted, *([timestamp] if timestamp in names else [])])
+    table = table.filter(table[key.name].is_valid())
     keys = table[key.name].combine_chunks().cast(raw_type(key))
     codes = keys.dictionary_encode().indices.to_numpy(zero_copy_only=False)
     times = table[timestamp].combine_chunks().cast(pa.int64()).to_numpy() if timestamp in names else np.zeros(len(codes))
     order = np.lexsort((times, codes))
     last = order[np.append(codes[order][1:] != codes[order][:-1], True)] if len(order) else order
     if len(last) < len(order) and timestamp not in names:
-        raise ValueError(f"--users {path} has {len(order) - len(last)} users twice and no timestamp column to tell the latest row")
+        raise ValueError(f"--users {path} has {len(order) - len(last)} users twice and no timestamp column to tell the latest")
     kept = table.take(pa.array(last))
     return pa.table({name: kept[name].cast(kind) for name, kind in wanted.items()})
 
@@ -83,7 +84,7 @@ def _joined(left: pa.Table, right: pa.Table, key: Categorical) -> pa.Table:
     if left.num_rows == 0:
         return right
     keys = pa.concat_arrays([left[key.name].combine_chunks(), right[key.name].combine_chunks()]).unique()
-    parts = {}
+    parts: dict[str, pa.Array] = {}
     for table, names in ((left, left.column_names), (right, added)):
         rows = ValueLookup.of(table[key.name].combine_chunks()).rows(keys)
         places = pa.array(rows - 1, mask=rows == 0)
