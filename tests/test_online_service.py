@@ -4,10 +4,16 @@ nor a killed replica fails a request."""
 from __future__ import annotations
 
 import contextlib
+import html
+import json
+import re
 import shutil
 import socket
+import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +29,6 @@ from ray import serve
 from recsys_ray.columns import FREQUENCY
 from recsys_ray.command_line import JobError
 from recsys_ray.data.dataset.tables import load_catalogue
-from recsys_ray.serving.app.body import BodyLimits
 from recsys_ray.serving.app.deploy import ServiceConfig, start_service
 from recsys_ray.serving.app.deployments.tasks import ModelSources
 from recsys_ray.serving.app.release import INGRESS, application_name
@@ -31,11 +36,11 @@ from recsys_ray.serving.bundle import load_ranker, load_retriever
 from recsys_ray.serving.recommender.candidates import exact_candidates
 from recsys_ray.serving.recommender.recommender import Recommender
 from recsys_ray.serving.recommender.served_catalogue import ServedCatalogue
-from tests.support.processes import free_ports
+from tests.support.running_service import LIMITS, config, running_service, sources
 from tests.support.served_models import ServedRuns, write_served_runs
 from tests.support.service_client import TOKEN, ServiceClient, replica_processes
+from tests.support.service_fuzz import FuzzReport, fuzz_bodies, fuzz_connections, fuzz_document
 
-LIMITS = BodyLimits(bytes=200_000, seconds=2.0)
 K, CANDIDATES = 7, 50
 
 
@@ -44,32 +49,11 @@ def runs(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> ServedR
     return write_served_runs(tmp_path_factory.mktemp("served"))
 
 
-def sources(runs: ServedRuns, letter: str) -> ModelSources:
-    users = (str(runs.raw / "users.parquet"), str(runs.raw / "interactions.parquet"))
-    return ModelSources(str(runs.retrievers[letter]), str(runs.rankers[letter]), users=users)
-
-
-def config(port: int, folder: Path, seconds: float = 30.0) -> ServiceConfig:
-    (folder / "token").write_text(TOKEN + "\n")
-    return ServiceConfig(port=port, token_file=str(folder / "token"), replicas=1, max_replicas=1, body=LIMITS, seconds=seconds)
-
-
 @pytest.fixture(scope="module")
 def client(runs: ServedRuns, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceClient]:
-    """Starts the service with models a. One replica of each: a request that a killed one had must wait for the next."""
-    (port,) = free_ports(1)
-    start_service(sources(runs, "a"), config(port, tmp_path_factory.mktemp("token")))
-    client = ServiceClient(f"http://127.0.0.1:{port}")
-    wait_until_ready(client)
-    yield client
-    serve.shutdown()
-
-
-def wait_until_ready(client: ServiceClient) -> None:
-    deadline = time.monotonic() + 60
-    while client.get("/readyz").status_code != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    """Serves models a, with one replica of each: a request that a killed one had must wait for the next."""
+    with running_service(runs, tmp_path_factory.mktemp("token")) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +274,95 @@ def test_history_of_the_sample(client: ServiceClient, runs: ServedRuns) -> None:
     assert liked and liked <= set(of_user.filter(pc.field("chosen") == 1)["item_id"].to_pylist())
     assert client.answer("/history", user=10**9) == {"known": False, "seen": [], "liked": []}
     assert [one["name"] for one in client.get("/columns").json()] == ["item_id", "kind", "title", "size"]
+
+
+PAGE_DRIVER = """
+<script>
+const step = async () => {
+  const until = async test => { for (let n = 0; n < 200 && !test(); n++) await new Promise(done => setTimeout(done, 50)); };
+  document.getElementById("token").value = "TOKEN";
+  document.getElementById("open").click();
+  await until(() => document.body.dataset.ready);
+  const rows = () => [...document.querySelectorAll("#found tr")].map(row => [...row.cells].map(cell => cell.innerText));
+  const found = {before: rows(), liked: document.querySelectorAll("#liked li").length, user: document.getElementById("user").value};
+  document.getElementById("add").click();
+  document.querySelector(".column").value = "kind";
+  document.querySelector(".column").dispatchEvent(new Event("change"));
+  document.querySelector(".op").value = "=";
+  document.querySelector(".value").value = "kind 3";
+  document.querySelector("[type=submit]").click();
+  await until(() => JSON.stringify(rows()) !== JSON.stringify(found.before));
+  found.filtered = rows();
+  document.getElementById("user").value = "123456789";
+  document.querySelector("[type=submit]").click();
+  await until(() => !document.getElementById("popular").hidden);
+  found.popular = rows();
+  found.problem = document.getElementById("problem").hidden;
+  found.scrolls = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+  found.unlabelled = [...document.querySelectorAll("input, select")].filter(one => !one.labels.length).length;
+  document.body.textContent = "found " + JSON.stringify(found) + " end";
+};
+step();
+</script>
+"""
+
+
+def test_page_in_a_browser(client: ServiceClient, tmp_path: Path) -> None:
+    """A person shows the token, sees a user's liked and recommended items, adds a filter, and asks for an unknown user."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("the page wants Chromium, and there is none here")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--window-size=1100,900"]
+    with driven_page(client) as address:
+        command = [browser, *options, "--virtual-time-budget=20000", "--dump-dom", address]
+        dump = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    text = re.search(r"found (\{.*?\}) end", html.unescape(dump.stdout))
+    assert text, dump.stderr + dump.stdout[-2000:]
+    found = json.loads(text[1])
+    assert len(found["before"]) == len(found["popular"]) == 10 and found["liked"] > 5 and found["user"].isdigit()
+    assert all(len(row) == 4 and "item " in row[1] and float(row[3]) > 0 for row in found["before"])
+    assert found["filtered"] and all("kind 3" in row[1] for row in found["filtered"])
+    assert all(row[2:] == ["–", "–"] for row in found["popular"])
+    assert found["problem"] and not found["scrolls"] and found["unlabelled"] == 0
+
+
+@contextlib.contextmanager
+def driven_page(client: ServiceClient) -> Iterator[str]:
+    """Serves the page with a script that uses it, and passes all other requests on to the service."""
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            sent = {name: value for name, value in self.headers.items() if name.lower() in ("authorization", "content-type")}
+            answer = requests.request(self.command, client.url + self.path, data=body, headers=sent, timeout=30)
+            content = answer.content
+            if self.path == "/":
+                content = content.replace(b"</body>", PAGE_DRIVER.replace("TOKEN", TOKEN).encode() + b"</body>")
+            self.send_response(answer.status_code)
+            self.send_header("content-type", answer.headers["content-type"])
+            if "content-security-policy" in answer.headers:
+                self.send_header("content-security-policy", answer.headers["content-security-policy"])
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+def test_a_fuzz_of_requests_finds_no_error_of_the_server(client: ServiceClient) -> None:
+    report = FuzzReport()
+    fuzz_document(client, 30, report)
+    fuzz_bodies(client, 2, report)
+    fuzz_connections(client, 1, 5, report)
+    assert report.faults == [] and report.statuses[200] > 50 and report.statuses[422] > 50 and report.statuses[408] == 5, report
+    client.answer("/recommend", user=3)
 
 
 def flip_byte(file: Path) -> None:

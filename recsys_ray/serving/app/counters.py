@@ -1,7 +1,7 @@
 """Counts and times of requests for Prometheus, added up over all ingress replicas of a node.
 
 Every replica writes its numbers to files of its own in one folder, and whichever replica is asked adds them up: prometheus_client
-calls this its multiprocess mode. Its variable must name the folder before the library is imported, so deploy.py sets it.
+calls this its multiprocess mode. Its variable must name the folder before the library is imported, so that is done late.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from pathlib import Path
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class Counters:
     """The counters of this replica. Create one a process."""
 
-    def __init__(self) -> None:
-        Path(os.environ[METRICS_FOLDER_VARIABLE]).mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ[FOLDER_VARIABLE] = str(folder)
         from prometheus_client import Counter, Histogram
 
         self.requests = Counter("recsys_requests", "Requests by endpoint and status.", ["endpoint", "status"])

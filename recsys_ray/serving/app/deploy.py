@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, ControllerOptions
 from ray.serve.schema import LoggingConfig
@@ -22,7 +22,6 @@ from recsys_ray.command_line import JobError
 from recsys_ray.compat.serve_compat import PROXY_CALLBACK_VARIABLE, running_http_options
 from recsys_ray.serving.app.access import is_loopback, read_token
 from recsys_ray.serving.app.body import BodyLimits
-from recsys_ray.serving.app.counters import METRICS_FOLDER_VARIABLE
 from recsys_ray.serving.app.deployments.history import History
 from recsys_ray.serving.app.deployments.ranking import Ranking
 from recsys_ray.serving.app.deployments.retrieval import Retrieval, schema_of
@@ -161,10 +160,10 @@ def _reason(release: str) -> str:
     return errors[-1] if errors else ""
 
 
-def _options(config: ServiceConfig, **actor: Any) -> dict[str, Any]:
+def _options(config: ServiceConfig) -> dict[str, Any]:
     most = max(config.replicas, config.max_replicas)
     return {
-        "ray_actor_options": {"num_cpus": config.replica_cpus, **actor},
+        "ray_actor_options": {"num_cpus": config.replica_cpus},
         "autoscaling_config": AutoscalingConfig(
             min_replicas=config.replicas, max_replicas=most, target_ongoing_requests=ONGOING_A_REPLICA, upscale_delay_s=10
         ),
@@ -179,13 +178,12 @@ def _options(config: ServiceConfig, **actor: Any) -> dict[str, Any]:
 
 def _ingress(config: ServiceConfig, token: str) -> serve.Application:
     settings = IngressSettings(token, config.body, config.seconds, config.open_log)
-    folder = Path(tempfile.gettempdir(), f"recsys_ray_metrics_{new_release_name()}")
-    options = _options(config, runtime_env={"env_vars": {METRICS_FOLDER_VARIABLE: str(folder)}})
 
     def build() -> Any:
-        return create_app(settings)
+        context = ray.get_runtime_context()
+        return create_app(settings, Path(context.get_temp_dir(), context.get_session_name(), "recsys_ray_metrics"))
 
-    return serve.deployment(name=INGRESS, **options)(serve.ingress(build)()).bind()
+    return serve.deployment(name=INGRESS, **_options(config))(serve.ingress(build)()).bind()
 
 
 def _delete_release(name: str) -> None:

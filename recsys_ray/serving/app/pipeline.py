@@ -49,11 +49,16 @@ class Pipeline:
     async def follow(self) -> None:
         """Looks for a newer release every second, for ever."""
         while True:
-            try:
-                await self.look()
-            except Exception as error:  # whatever it is, the release that is served is served on
-                log.warning("cannot look for a newer release: %r", error)
             await asyncio.sleep(FOLLOW_SECONDS)
+            await self.try_to_look()
+
+    async def try_to_look(self) -> None:
+        """Looks for a newer release, and serves the one that it has where that fails."""
+        try:
+            async with asyncio.timeout(self.seconds):
+                await self.look()
+        except Exception as error:
+            log.warning("cannot look for a newer release: %r", error)
 
     async def look(self) -> None:
         """Changes to the newest running release, once its replicas have answered a first call."""
@@ -93,7 +98,7 @@ class Pipeline:
             except (RayActorError, DeploymentUnavailableError) as error:
                 log.warning("asking again: %s", type(error).__name__)
                 self.on_retry()
-                await self.look()
+                await self.try_to_look()
         raise ServiceBusy("replicas die faster than they answer")
 
 

@@ -75,14 +75,15 @@ class IngressSettings:
     """Opens the log of requests; called once in every ingress replica."""
 
 
-def create_app(settings: IngressSettings) -> FastAPI:
-    """Returns the application; it serves once its lifespan has begun and a release runs."""
-    counters = Counters()
+def create_app(settings: IngressSettings, metrics: Path) -> FastAPI:
+    """Returns the application, which counts its requests in the folder `metrics`. It serves once a release runs."""
+    counters = Counters(metrics)
     pipeline = Pipeline(settings.seconds, counters.tries.inc)
     write = settings.open_log() if settings.open_log else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await pipeline.try_to_look()  # a replica that begins to serve knows its release
         following = asyncio.create_task(pipeline.follow())
         yield
         following.cancel()
