@@ -322,7 +322,7 @@ def test_page_in_a_browser(client: ServiceClient, tmp_path: Path) -> None:
     assert len(found["before"]) == len(found["popular"]) == 10 and found["liked"] > 5 and found["user"].isdigit()
     assert all(len(row) == 4 and "item " in row[1] and float(row[3]) > 0 for row in found["before"])
     assert found["filtered"] and all("kind 3" in row[1] for row in found["filtered"])
-    assert all(row[2:] == ["–", "–"] for row in found["popular"])
+    assert all(row[2:] == ["\u2013", "\u2013"] for row in found["popular"])
     assert found["problem"] and not found["scrolls"] and found["unlabelled"] == 0
 
 

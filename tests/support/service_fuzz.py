@@ -17,18 +17,21 @@ from schemathesis import Case, GenerationMode
 from tests.support.service_client import ServiceClient
 
 GARBAGE = (
-    b"", b"{", b"[", b"null", b"[]", b'"text"', b"1e999", b"{}" * 50, b"\x00" * 64, b"\xff\xfe{", b"[" * 50_000, b'{"k":' * 20_000,
-    b'{"k": 1' + b"0" * 10_000 + b"}", b'{"features": {"a": NaN}}', b'{"features": {"a": Infinity}}', b'{"user": "\\ud800"}',
+    b"", b"{", b"[", b"null", b"[]", b'"text"', b"1e999", b"{}" * 50, b"\x00" * 64, b"\xff\xfe{", b"[" * 50_000, 
+    b'{"k":' * 20_000, b'{"k": 1' + b"0" * 10_000 + b"}", b'{"features": {"a": NaN}}', b'{"features": {"a": Infinity}}', b'{"user": "\\ud800"}',
     b'{"user": -9223372036854775809}', b'{"where": [{"column": "kind", "value": "\'; DROP TABLE items; --"}]}',
     b'{"exclude": [' + b"1," * 4999 + b"1]}", b'{"features": {"a": [' + b"[]," * 100_000 + b"[]]}}",
     b'{"rows": [' + b"{}," * 999 + b"{}]}", b'{"rows": [' + b'{"a": {}},' * 20_000 + b"{}]}", b'{"k": 5, "k": 6, "k": "x"}',
 )  # fmt: skip
 RAW = (
-    b"\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"POST /recommend HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n{}",
+    b"\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
+    b"POST /recommend HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n{}",
     b"POST /recommend HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
     b"POST /recommend HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\n{}\r\n0\r\n\r\n",
-    b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n", b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 200_000 + b"\r\n\r\n",
-    b"GET /%00%ff%fe/../../etc/passwd HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03",
+    b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+    b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 200_000 + b"\r\n\r\n",
+    b"GET /%00%ff%fe/../../etc/passwd HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03",
     b"GET / HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n"
     b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
 )  # fmt: skip
