@@ -69,7 +69,6 @@ def recommender_of(runs: ServedRuns, letter: str) -> Recommender:
 def direct(recommender: Recommender, user: pa.Table, exclude: list[int], eligible: np.ndarray | None = None) -> dict[str, list]:
     """Returns what the models recommend to one user when they are called in this process."""
     catalogue = recommender.catalogue
-    assert recommender.retriever is not None
     vectors = torch.from_numpy(recommender.retriever.embed_candidates(catalogue.raw))
     found = exact_candidates(recommender.queries(user), vectors, CANDIDATES, [catalogue.positions(exclude)], eligible=eligible)
     best = recommender.recommend(user, found, K)
@@ -284,7 +283,8 @@ const step = async () => {
   document.getElementById("open").click();
   await until(() => document.body.dataset.ready);
   const rows = () => [...document.querySelectorAll("#found tr")].map(row => [...row.cells].map(cell => cell.innerText));
-  const found = {before: rows(), liked: document.querySelectorAll("#liked li").length, user: document.getElementById("user").value};
+  const liked = document.querySelectorAll("#liked li").length;
+  const found = {before: rows(), liked, user: document.getElementById("user").value};
   document.getElementById("add").click();
   document.querySelector(".column").value = "kind";
   document.querySelector(".column").dispatchEvent(new Event("change"));
@@ -411,7 +411,7 @@ def test_models_are_swapped_under_load_without_a_failure(client: ServiceClient, 
     port, releases = int(client.url.rsplit(":", 1)[1]), {}
     for letter in "ab":
         models = recommender_of(runs, letter)
-        assert models.retriever is not None and models.ranker is not None
+        assert models.ranker is not None
         releases[models.retriever.version, models.ranker.version] = direct(models, user_row(runs, 3), [])["item"]
     with client.load({"user": 3, "k": K, "candidates": CANDIDATES}, threads=2) as load:
         start_service(sources(runs, "b"), config(port, tmp_path, seconds=1.0))

@@ -16,7 +16,7 @@ from recsys_ray.serving.app.deployments.tasks import REQUESTS_AT_ONCE, ModelSour
 from recsys_ray.serving.app.deployments.users import raw_table
 from recsys_ray.serving.bundle import load_ranker
 from recsys_ray.serving.recommender.candidates import NONE, RetrievedItems
-from recsys_ray.serving.recommender.recommender import Recommendations, Recommender
+from recsys_ray.serving.recommender.recommender import Recommendations, best_ranked, rank_items
 from recsys_ray.serving.recommender.served_catalogue import ServedCatalogue
 from recsys_ray.serving.retriever import QUERY_SIDES
 
@@ -28,7 +28,6 @@ class Ranking:
         torch.set_num_threads(sources.threads)
         self.ranker = load_ranker(sources.ranker)
         self.catalogue = ServedCatalogue.load(DatasetDirectory.open(dataset), item_key, self.ranker)
-        self.recommender = Recommender(None, self.ranker, self.catalogue)
         self.wanted = [column for column in self.ranker.schema.features if column.side in QUERY_SIDES]
 
     def versions(self) -> str:
@@ -59,7 +58,8 @@ class Ranking:
         ranked = {row: self._as_they_are(task) for row, task in enumerate(tasks) if not task.personal}
         if personal:
             users, most = raw_table([tasks[row].user for row in personal], self.wanted), max(tasks[row].k for row in personal)
-            found = self.recommender.recommend(users, RetrievedItems(positions[personal], scores[personal]), most)
+            candidates = RetrievedItems(positions[personal], scores[personal])
+            found = best_ranked(candidates, rank_items(self.ranker, self.catalogue, users, candidates.positions), most)
             ranked |= {row: self._items(Recommendations(*one), tasks[row]) for row, *one in zip(personal, *found, strict=True)}
         return [ranked[row] for row in range(len(tasks))]
 
@@ -94,7 +94,8 @@ class Ranking:
         try:
             wanted = int if pa.types.is_integer(self.catalogue.lookup.values.type) else str
             keys = [key if isinstance(key, wanted) else None for key in items]
-            scores = self.recommender.rank(raw_table([user], self.wanted), self.catalogue.positions(keys)[None])[0]
+            users = raw_table([user], self.wanted)
+            scores = rank_items(self.ranker, self.catalogue, users, self.catalogue.positions(keys)[None])[0]
             return RowScores([_number(score) for score in scores.tolist()], [], self.ranker.version)
         except ValueError as error:
             return Refused(str(error))

@@ -82,7 +82,6 @@ class Retrieval:
         raw_table(rows, list(self.user_columns.values()))  # the ranking model reads what it alone knows later
         table = raw_table(rows, self.wanted)
         retriever = self.recommender.retriever
-        assert retriever is not None
         encoded = retriever.encoder.encode(table, self.wanted)
         personal = _anything_known(table, encoded, self.wanted)
         vectors = retriever.embed_encoded_queries(encoded)
@@ -97,11 +96,10 @@ class Retrieval:
         return found
 
     def _row(self, query: UserQuery) -> dict[str, Any]:
-        stored = self.users.find(query.user) if query.user is not None else {}
-        retriever = self.recommender.retriever
-        assert retriever is not None
         given = {name: value for name, value in query.features.items() if name in self.user_columns}
-        return stored | given | ({} if query.user is None else {retriever.user_key: query.user})
+        if query.user is None:
+            return given
+        return self.users.find(query.user) | given | {self.recommender.retriever.user_key: query.user}
 
     def _nearest(
         self, vectors: np.ndarray, queries: list[UserQuery], where: tuple[Comparison, ...]
@@ -155,7 +153,6 @@ def schema_of(location: str) -> Schema:
 def embedded_items(recommender: Recommender) -> torch.Tensor:
     """Returns the vectors of all items of the catalogue, float32 [N, dim]."""
     raw, retriever = recommender.catalogue.raw, recommender.retriever
-    assert retriever is not None
     parts = [retriever.embed_candidates(raw.slice(start, VECTORS_AT_ONCE)) for start in range(0, len(raw), VECTORS_AT_ONCE)]
     return torch.from_numpy(np.concatenate(parts))
 
