@@ -45,6 +45,7 @@ from recsys_ray.models.two_tower import TwoTowerConfig
 from recsys_ray.schema import Label, Schema
 from recsys_ray.serving.app.deploy import ServiceConfig, start_service
 from recsys_ray.serving.app.deployments.tasks import ModelSources
+from recsys_ray.serving.app.messages import RecommendRequest
 from recsys_ray.serving.app.release import INGRESS, application_name, newest_running
 from recsys_ray.training.train import train
 
@@ -134,7 +135,6 @@ def plain_service(sources: ModelSources, port: int) -> None:
     from recsys_ray.data.dataset.directory import DatasetDirectory
     from recsys_ray.serving.app.deployments.retrieval import embedded_items, schema_of
     from recsys_ray.serving.app.deployments.users import UserTable, raw_table
-    from recsys_ray.serving.app.messages import RecommendRequest
     from recsys_ray.serving.bundle import load_ranker, load_retriever
     from recsys_ray.serving.recommender.candidates import exact_candidates
     from recsys_ray.serving.recommender.recommender import Recommender

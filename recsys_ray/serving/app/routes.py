@@ -22,7 +22,7 @@ from recsys_ray.serving.app.access import BearerToken
 from recsys_ray.serving.app.body import BodyLimits, BodyReader
 from recsys_ray.serving.app.counters import Counters, Measured
 from recsys_ray.serving.app.messages import HistoryRequest, Problem, RankAnswer, RankRequest, RecommendAnswer, RecommendRequest
-from recsys_ray.serving.app.pipeline import Pipeline, RequestRefused, ServiceBusy
+from recsys_ray.serving.app.pipeline import Answered, Pipeline, RequestRefused, ServiceBusy
 
 PAGE = Path(__file__).with_name("page.html")
 VALUES_SHOWN = 50
@@ -48,18 +48,20 @@ log = logging.getLogger(__name__)
 
 
 class AnsweredRequest(NamedTuple):
-    """A recommendation that was given, for a log of requests."""
+    """A request for models that was answered, for a log of requests."""
 
-    request: RecommendRequest
+    request_id: str
+    """The client has it in the header x-request-id of the answer."""
+    request: RecommendRequest | RankRequest
     user: dict[str, Any]
     """The user's raw columns: those given, and those stored."""
     answer: dict[str, Any]
-    """The fields of a RecommendAnswer."""
+    """The fields of a RecommendAnswer or a RankAnswer."""
     seconds: float
 
 
 AnswerLog = Callable[[AnsweredRequest], None]
-"""Takes every recommendation as it is given. It must return at once, and must not raise."""
+"""Takes every answer as it is given. It must return at once, and must not raise."""
 
 
 @dataclass(frozen=True)
@@ -103,21 +105,28 @@ GUARDED: dict[str, Any] = {"responses": PROBLEMS, "dependencies": [Depends(HTTPB
 
 
 def _add_models(app: FastAPI, pipeline: Pipeline, counters: Counters, write: AnswerLog | None) -> None:
+    def log_answer(http: Request, request: RecommendRequest | RankRequest, answered: Answered, began: float) -> None:
+        if write is not None:
+            request_id = http.headers.get("x-request-id", "")
+            write(AnsweredRequest(request_id, request, answered.user, answered.body, time.perf_counter() - began))
+
     @app.post("/recommend", response_model=RecommendAnswer, **GUARDED)
-    async def recommend(request: RecommendRequest) -> Response:
+    async def recommend(request: RecommendRequest, http: Request) -> Response:
         """Returns the k best items for a user."""
         began = time.perf_counter()
         answered = await pipeline.recommend(request)
         if answered.body["strategy"] == "popular":
             counters.popular.inc()
-        if write is not None:
-            write(AnsweredRequest(request, answered.user, answered.body, time.perf_counter() - began))
+        log_answer(http, request, answered, began)
         return _json(answered.body)
 
     @app.post("/rank", response_model=RankAnswer, **GUARDED)
-    async def rank(request: RankRequest) -> Response:
+    async def rank(request: RankRequest, http: Request) -> Response:
         """Returns the ranking model's scores of items for a user, or of rows of raw columns."""
-        return _json((await pipeline.rank(request)).body)
+        began = time.perf_counter()
+        answered = await pipeline.rank(request)
+        log_answer(http, request, answered, began)
+        return _json(answered.body)
 
 
 def _add_health(app: FastAPI, pipeline: Pipeline, counters: Counters) -> None:
