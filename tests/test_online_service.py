@@ -32,11 +32,12 @@ from recsys_ray.data.dataset.tables import load_catalogue
 from recsys_ray.serving.app.deploy import ServiceConfig, start_service
 from recsys_ray.serving.app.deployments.tasks import ModelSources
 from recsys_ray.serving.app.release import INGRESS, application_name
+from recsys_ray.serving.app.run import content
 from recsys_ray.serving.bundle import load_ranker, load_retriever
 from recsys_ray.serving.recommender.candidates import exact_candidates
 from recsys_ray.serving.recommender.recommender import Recommender
 from recsys_ray.serving.recommender.served_catalogue import ServedCatalogue
-from tests.support.running_service import LIMITS, config, running_service, sources
+from tests.support.running_service import LIMITS, LOG, config, running_service, sources
 from tests.support.served_models import ServedRuns, write_served_runs
 from tests.support.service_client import TOKEN, ServiceClient, replica_processes
 from tests.support.service_fuzz import FuzzReport, fuzz_bodies, fuzz_connections, fuzz_document
@@ -50,9 +51,15 @@ def runs(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> ServedR
 
 
 @pytest.fixture(scope="module")
-def client(runs: ServedRuns, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceClient]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the token, in which the service logs its answers."""
+    return tmp_path_factory.mktemp("service")
+
+
+@pytest.fixture(scope="module")
+def client(runs: ServedRuns, folder: Path) -> Iterator[ServiceClient]:
     """Serves models a, with one replica of each: a request that a killed one had must wait for the next."""
-    with running_service(runs, tmp_path_factory.mktemp("token")) as client:
+    with running_service(runs, folder) as client:
         yield client
 
 
@@ -257,6 +264,21 @@ def test_metrics_and_interface_description(client: ServiceClient) -> None:
     document = client.get("/openapi.json").json()
     assert {"/recommend", "/rank", "/healthz", "/readyz", "/metrics"} <= document["paths"].keys()
     assert document["components"]["schemas"]["RecommendRequest"]["properties"]["k"]["maximum"] == 100
+
+
+def test_every_answer_is_logged_under_its_id(client: ServiceClient, folder: Path) -> None:
+    for path, body in (("/recommend", {"user": 3, "k": 2}), ("/rank", {"user": 3, "items": [1]})):
+        answer = client.post(path, **body)
+        logged = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+        request_id, user, found, seconds = next(one for one in logged if one[0] == answer.headers["x-request-id"])
+        assert request_id and user["country"] in ("north", "south") and found == answer.json() and 0 < seconds < 60
+
+
+def test_the_content_of_what_is_served(runs: ServedRuns, tmp_path: Path) -> None:
+    """By it the job follows runs that change."""
+    versions = load_retriever(runs.retrievers["a"]).version, load_ranker(runs.rankers["b"]).version
+    found = ModelSources(str(runs.retrievers["a"]), str(runs.rankers["b"]))
+    assert content(found) == (*versions, "") and content(ModelSources(found.retriever, str(tmp_path))) is None
 
 
 def test_history_of_the_sample(client: ServiceClient, runs: ServedRuns) -> None:

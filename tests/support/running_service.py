@@ -12,10 +12,12 @@ from ray import serve
 from recsys_ray.serving.app.body import BodyLimits
 from recsys_ray.serving.app.deploy import ServiceConfig, start_service
 from recsys_ray.serving.app.deployments.tasks import ModelSources
+from recsys_ray.serving.app.routes import AnsweredRequest, AnswerLog
 from tests.support.processes import free_ports
 from tests.support.served_models import ServedRuns
 from tests.support.service_client import TOKEN, ServiceClient
 
+LOG = "answers.jsonl"
 LIMITS = BodyLimits(bytes=200_000, seconds=2.0)
 
 
@@ -25,9 +27,20 @@ def sources(runs: ServedRuns, letter: str) -> ModelSources:
 
 
 def config(port: int, folder: Path, seconds: float = 30.0) -> ServiceConfig:
-    """Returns settings with one replica of each deployment; the token's file is written to `folder`."""
+    """Returns settings with one replica of each deployment; the token's file is in `folder`, where answers are logged too."""
     (folder / "token").write_text(TOKEN + "\n")
-    return ServiceConfig(port=port, token_file=str(folder / "token"), replicas=1, max_replicas=1, body=LIMITS, seconds=seconds)
+    token, log = str(folder / "token"), folder / LOG
+
+    def open_log() -> AnswerLog:  # within this function, so that Ray sends it by value
+        import json
+
+        def write(answered: AnsweredRequest) -> None:
+            with log.open("a") as file:
+                file.write(json.dumps([answered.request_id, answered.user, answered.answer, answered.seconds]) + "\n")
+
+        return write
+
+    return ServiceConfig(port=port, token_file=token, replicas=1, max_replicas=1, body=LIMITS, seconds=seconds, open_log=open_log)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import ray
 from recsys_ray.serving.app.deploy import ServiceConfig, bundle_manifest, start_service
 from recsys_ray.serving.app.deployments.tasks import ModelSources
 from recsys_ray.serving.index.manifest import read_manifest
+from recsys_ray.serving.index.vector_index import INDEXES
 
 
 def run_service(sources: ModelSources, config: ServiceConfig, follow_seconds: float = 0.0) -> None:
@@ -33,7 +34,8 @@ def content(sources: ModelSources) -> tuple[str, str, str] | None:
     """Returns the versions of the two models and the table of the index; None while they do not belong together."""
     try:
         retriever, ranker = (bundle_manifest(location).version for location in (sources.retriever, sources.ranker))
-        index = read_manifest(sources.index) if sources.index and sources.index.split(":")[0] not in ("databricks",) else None
+        scheme, _, path = sources.index.rpartition(":") if sources.index.split(":")[0] in INDEXES else ("", "", sources.index)
+        index = read_manifest(path) if path and scheme != "databricks" else None  # Databricks keeps no manifest
     except (ValueError, OSError):
         return None
     if index is not None and index.model_version != retriever:
