@@ -17,12 +17,14 @@ import os
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("RAY_worker_niceness", "0")
 
@@ -52,6 +54,7 @@ from recsys_ray.training.train import train
 K, CANDIDATES = 10, 500
 CONNECTIONS = (1, 16)
 UNDER_LOAD = 8
+AFTERWARDS, MOST_SECONDS = 15.0, 400.0
 WARM_UP = 40
 OURS, PLAIN = "Ray Serve", "plain FastAPI"
 
@@ -183,12 +186,12 @@ class Measured:
                 "requests": count, "failures": self.failures.total()}  # fmt: skip
 
 
-def load(port: int, connections: int, seconds: float, users: int) -> Measured:
-    """Asks for recommendations of random users, on each connection one after another."""
-    return asyncio.run(_load(port, connections, seconds, users))
+def load(port: int, connections: int, seconds: float, users: int, stop: str = "") -> Measured:
+    """Asks for recommendations of random users, on each connection one after another, until the file `stop` is there."""
+    return asyncio.run(_load(port, connections, seconds, users, stop=Path(stop) if stop else None))
 
 
-async def _load(port: int, connections: int, seconds: float, users: int) -> Measured:
+async def _load(port: int, connections: int, seconds: float, users: int, *, stop: Path | None) -> Measured:
     measured = Measured([], Counter(), Counter(), 0.0)
     timeout = aiohttp.ClientTimeout(total=60)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=connections), timeout=timeout) as session:
@@ -199,7 +202,7 @@ async def _load(port: int, connections: int, seconds: float, users: int) -> Meas
             try:
                 async with session.post(f"http://127.0.0.1:{port}/recommend", json=body) as answer:
                     found = await answer.json()
-                    fault = "" if answer.status == 200 and len(found["items"]) == K else str(answer.status)
+                    fault = "" if answer.status == 200 and len(found["items"]) == K else f"{answer.status} {found.get('error')}"
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
                 found, fault = {}, type(error).__name__
             if keep:
@@ -210,7 +213,7 @@ async def _load(port: int, connections: int, seconds: float, users: int) -> Meas
 
         async def connection(seed: int) -> None:
             number = random.Random(seed)
-            while time.perf_counter() < end:
+            while time.perf_counter() < end and not (stop and stop.exists()):
                 await ask(number, keep=True)
 
         warm = random.Random(0)
@@ -224,6 +227,13 @@ async def _load(port: int, connections: int, seconds: float, users: int) -> Meas
 
 
 # The services under these loads.
+
+
+class Disturbed(NamedTuple):
+    """The figures of a load, and how many releases answered it."""
+
+    row: dict[str, float]
+    releases: int
 
 
 def wait_for(port: int) -> None:
@@ -262,17 +272,19 @@ def compared(arguments: Arguments, clients: ProcessPoolExecutor, ports: dict[str
     return {name: merged(found) for name, found in rows.items()}
 
 
-def disturbed(
-    arguments: Arguments, clients: ProcessPoolExecutor, port: int, seconds: float, disturb: Any
-) -> tuple[dict[str, float], int]:
-    """Returns the figures of a load during which `disturb()` is called, and how many releases answered it."""
-    running = clients.submit(load, port, UNDER_LOAD, seconds, arguments.users)
+def disturbed(arguments: Arguments, clients: ProcessPoolExecutor, port: int, disturb: Callable[[], object]) -> Disturbed:
+    """Returns the figures of a load that begins before `disturb()` is called and ends some seconds after it returns."""
+    stop = arguments.work / "stop"
+    stop.unlink(missing_ok=True)
+    running = clients.submit(load, port, UNDER_LOAD, MOST_SECONDS, arguments.users, str(stop))
     time.sleep(3)
     disturb()
+    time.sleep(AFTERWARDS)
+    stop.touch()
     found = running.result()
     if found.failures:
         print(f"failures: {dict(found.failures)}")
-    return found.row(), len(found.releases)
+    return Disturbed(found.row(), len(found.releases))
 
 
 def main(arguments: Arguments) -> None:
@@ -293,14 +305,13 @@ def main(arguments: Arguments) -> None:
             wait_for(port)
         print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores before the measurement")
         rows = compared(arguments, clients, ports)
-        rows["swap of models, 8 clients"], served = disturbed(
-            arguments, clients, ports[OURS], 90.0, lambda: start_service(releases["b"], config)
-        )
+        swap = disturbed(arguments, clients, ports[OURS], lambda: start_service(releases["b"], config))
+        rows["swap of models, 8 clients"] = swap.row
         release = newest_running(serve.status())
         for name in (application_name(str(release), "retrieval"), application_name(str(release), "ranking"), INGRESS):
             part = name.rsplit("-", 1)[-1].replace(INGRESS, "ingress")
-            rows[f"{part} replica killed, 8 clients"], _ = disturbed(arguments, clients, ports[OURS], 20.0, lambda: killed(name))  # noqa: B023
-    show(arguments, rows, served)
+            rows[f"{part} replica killed, 8 clients"] = disturbed(arguments, clients, ports[OURS], partial(killed, name)).row
+    show(arguments, rows, swap.releases)
 
 
 def show(arguments: Arguments, rows: dict[str, dict[str, float]], served: int) -> None:

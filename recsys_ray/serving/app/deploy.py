@@ -37,6 +37,8 @@ SERVE_LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
 ONGOING_A_REPLICA = 8
 """Requests at work in a replica, above which the autoscaler adds another: together they still make a small batch."""
 QUEUED = 512
+ONE_THREAD = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+"""Settings of Serve for processes that compute nothing: all of a request on one event loop, without a change of threads."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def _start_serve(config: ServiceConfig) -> None:
         PROXY_CALLBACK_VARIABLE: f"{middlewares.__module__}:{middlewares.__name__}",
         BODY_BYTES_VARIABLE: str(config.body.bytes),
         BODY_SECONDS_VARIABLE: str(config.body.seconds),
+        **ONE_THREAD,
     }
     serve.start(
         proxy_location="HeadOnly" if is_loopback(config.host) else "EveryNode",
@@ -183,7 +186,9 @@ def _ingress(config: ServiceConfig, token: str) -> serve.Application:
         context = ray.get_runtime_context()
         return create_app(settings, Path(context.get_temp_dir(), context.get_session_name(), "recsys_ray_metrics"))
 
-    return serve.deployment(name=INGRESS, **_options(config))(serve.ingress(build)()).bind()
+    options = _options(config)
+    options["ray_actor_options"] |= {"runtime_env": {"env_vars": ONE_THREAD}}
+    return serve.deployment(name=INGRESS, **options)(serve.ingress(build)()).bind()
 
 
 def _delete_release(name: str) -> None:

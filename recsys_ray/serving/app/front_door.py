@@ -6,6 +6,7 @@ can be sent again. Serve builds the middlewares where its variable names `middle
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 from starlette.middleware import Middleware
@@ -15,7 +16,8 @@ from recsys_ray.serving.app.body import BodyLimits, BodyReader, refuse, replay
 
 BODY_BYTES_VARIABLE = "RECSYS_RAY_BODY_BYTES"
 BODY_SECONDS_VARIABLE = "RECSYS_RAY_BODY_SECONDS"
-TRIES = 3
+PAUSES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0, 1.0)
+"""Seconds before each try. Serve needs a few seconds to see that a replica is dead, and may pick the dead one until then."""
 OF_THE_PROXY = (
     b"x-request-timeout-seconds",
     b"x-request-disconnect-disabled",
@@ -50,7 +52,7 @@ class TryAgain:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on up to TRIES times, then answers 503. The body must be one message, as BodyReader makes it."""
+        """Passes the request on, once after each of PAUSES at most, then answers 503. The body must be one message, as BodyReader makes it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -68,7 +70,8 @@ class TryAgain:
             over = over or message["type"] == "http.disconnect"
             return message
 
-        for _ in range(TRIES):
+        for pause in PAUSES:
+            await asyncio.sleep(pause)
             await self.app({**scope, "headers": list(scope["headers"])}, replay(body, receive_on), send_on)
             if over:
                 return
