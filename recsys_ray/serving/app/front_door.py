@@ -52,7 +52,10 @@ class TryAgain:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on, once after each of PAUSES at most, then answers 503. The body must be one message, as BodyReader makes it."""
+        """Passes the request on, once after each of PAUSES at most, then answers 503.
+
+        The body must be one message, as BodyReader makes it.
+        """
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
