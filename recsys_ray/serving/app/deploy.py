@@ -174,7 +174,7 @@ def _options(config: ServiceConfig) -> dict[str, Any]:
         "max_queued_requests": QUEUED,
         "health_check_period_s": 2,
         "graceful_shutdown_wait_loop_s": 0.5,
-        "max_constructor_retry_count": 2,
+        "max_constructor_retry_count": 1,
         "logging_config": SERVE_LOGGING.model_dump(),
     }
 
