@@ -58,6 +58,8 @@ def test_every_job_named_accepts_its_command_line(argv: list[str]) -> None:
     job = importlib.import_module(file.removesuffix(".py").replace("/", "."))
     if file == "jobs/prepare_data.py":
         assert tyro.cli(job.PrepareJob, args=arguments).parquet
+    elif file == "jobs/serve.py":
+        assert tyro.cli(job.ServeJob, args=arguments).retriever
     elif file == "jobs/replay.py":
         assert tyro.cli(job.Replay, args=arguments).run_dir
     elif file == "jobs/score.py":

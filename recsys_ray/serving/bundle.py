@@ -23,7 +23,7 @@ from recsys_ray.bundle.reader import BundleFolder, open_bundle
 from recsys_ray.bundle.version_0_1 import old_settings
 from recsys_ray.data.dataset.tables import load_vocabularies
 from recsys_ray.data.vocabulary import build_lookups
-from recsys_ray.models.registry import build_task, model_config, model_name
+from recsys_ray.models.registry import build_task, model_config
 from recsys_ray.models.task import BuildContext, Task
 from recsys_ray.schema import Schema
 from recsys_ray.serving.encoder import Encoder
@@ -81,15 +81,20 @@ def bundle_folder(location: str) -> Path:
 
 def load_task(bundle: BundleFolder, schema: Schema) -> Task:
     """Builds the model of a bundle on the CPU, unsharded, with its weights; it can predict but not train."""
+    task = task_without_weights(bundle, schema)
+    expected, found = {name: tuple(one.shape) for name, one in task.module.state_dict().items()}, bundle.manifest.tensors
+    if different := [name for name in expected | found if name not in found or found[name].shape != expected.get(name)]:
+        raise BundleError(f"{bundle.folder}: {', '.join(different[:3])} does not fit a {bundle.manifest.model} of its settings")
+    task.module.load_state_dict({name: bundle.read_tensor(name) for name in found}, assign=True)
+    return task
+
+
+def task_without_weights(bundle: BundleFolder, schema: Schema) -> Task:
+    """Builds the model of a bundle without its weights, tables on `meta`: next to no work, to learn what it is."""
     settings = bundle.folder / "config.json"
     config = model_config(json.loads(settings.read_text()) if settings.exists() else old_settings(bundle.folder)["model"])
     with torch.random.fork_rng(devices=[]):  # building draws weights, which the bundle's replace
-        task = build_task(config, BuildContext(schema, torch.device("cpu")))
-    expected, found = {name: tuple(one.shape) for name, one in task.module.state_dict().items()}, bundle.manifest.tensors
-    if different := [name for name in expected | found if name not in found or found[name].shape != expected.get(name)]:
-        raise BundleError(f"{bundle.folder}: {', '.join(different[:3])} does not fit a {model_name(config)} of its settings")
-    task.module.load_state_dict({name: bundle.read_tensor(name) for name in found}, assign=True)
-    return task
+        return build_task(config, BuildContext(schema, torch.device("cpu")))
 
 
 def dense_engine(task: Task, schema: Schema) -> DenseEngine:

@@ -49,30 +49,40 @@ class Recommender:
         if self.ranker is None:
             ranking = np.full_like(candidates.scores, np.nan)
             return _best(candidates, ranking, order_by=candidates.scores, k=k)
-        ranking = self.rank(users, candidates.positions)
-        return _best(candidates, ranking, order_by=np.where(np.isnan(ranking), -np.inf, ranking), k=k)
+        return best_ranked(candidates, self.rank(users, candidates.positions), k)
 
     def rank(self, users: RawRows, positions: np.ndarray) -> np.ndarray:
-        """Returns the ranking model's scores of the items at `positions`, int64 [U, n], for each user: float32 [U, n].
-
-        A user's columns are encoded once, not once an item. The score of NONE is NaN.
-        """
+        """Returns the ranking model's scores, as `rank_items` does."""
         assert self.ranker is not None
-        wanted = [column for column in self.ranker.schema.features if column.side in QUERY_SIDES]
-        encoded = self.ranker.encoder.encode(with_unknown(users, wanted), wanted)
-        scores = np.full(positions.shape, np.nan, np.float32)
-        step = max(1, PAIRS_AT_ONCE // max(1, positions.shape[1]))
-        for start in range(0, len(positions), step):
-            some = positions[start : start + step]
-            user, place = np.nonzero(some != NONE)
-            users_columns = take_rows(encoded, torch.arange(start, start + len(some)))
-            items_columns = self.catalogue.encoded_items(torch.from_numpy(some[user, place]))
-            scores[start + user, place] = self.ranker.predict_pairs(users_columns, items_columns, user)
-        return scores
+        return rank_items(self.ranker, self.catalogue, users, positions)
 
     def describe(self, positions: np.ndarray) -> pa.Table:
         """Returns the raw columns of the items at these positions."""
         return self.catalogue.items(positions, self.catalogue.raw.column_names)
+
+
+def rank_items(ranker: Ranker, catalogue: ServedCatalogue, users: RawRows, positions: np.ndarray) -> np.ndarray:
+    """Returns the ranking model's scores of the items at `positions`, int64 [U, n], for each user: float32 [U, n].
+
+    A user's columns are encoded once, not once an item; a column that `users` does not have counts as unknown. The score of NONE
+    is NaN.
+    """
+    wanted = [column for column in ranker.schema.features if column.side in QUERY_SIDES]
+    encoded = ranker.encoder.encode(with_unknown(users, wanted), wanted)
+    scores = np.full(positions.shape, np.nan, np.float32)
+    step = max(1, PAIRS_AT_ONCE // max(1, positions.shape[1]))
+    for start in range(0, len(positions), step):
+        some = positions[start : start + step]
+        user, place = np.nonzero(some != NONE)
+        users_columns = take_rows(encoded, torch.arange(start, start + len(some)))
+        items_columns = catalogue.encoded_items(torch.from_numpy(some[user, place]))
+        scores[start + user, place] = ranker.predict_pairs(users_columns, items_columns, user)
+    return scores
+
+
+def best_ranked(candidates: RetrievedItems, ranking: np.ndarray, k: int) -> Recommendations:
+    """Returns the k candidates of each user with the highest scores of the ranking model."""
+    return _best(candidates, ranking, order_by=np.where(np.isnan(ranking), -np.inf, ranking), k=k)
 
 
 def _best(candidates: RetrievedItems, ranking: np.ndarray, *, order_by: np.ndarray, k: int) -> Recommendations:
