@@ -50,12 +50,14 @@ $(VENV)/.ready: $(LOCK) pyproject.toml
 	$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --editable .
 	touch $@
 
-# The lock says torch==2.13.0 without "+cpu", so that every source of that version matches.
+# The lock says torch==2.13.0 without "+cpu", so that every source of that version matches. What is locked keeps its version where
+# pyproject.toml allows it; `make lock UPGRADE=--upgrade` takes the newest versions.
 lock: $(VENV)/.ready
-	$(COMPILE) $(CPU_TORCH) --override requirements/overrides-cpu.txt pyproject.toml requirements/cpu.in | sed 's/+cpu//' >requirements/cpu.lock.new
-	mv requirements/cpu.lock.new requirements/cpu.lock
-	$(COMPILE) --override requirements/overrides-gpu.txt pyproject.toml >requirements/gpu.lock.new
-	mv requirements/gpu.lock.new requirements/gpu.lock
+	for kind in cpu gpu; do cp requirements/$$kind.lock requirements/$$kind.lock.new; done
+	$(COMPILE) $(UPGRADE) $(CPU_TORCH) --override requirements/overrides-cpu.txt --output-file requirements/cpu.lock.new pyproject.toml requirements/cpu.in
+	sed -i 's/+cpu//' requirements/cpu.lock.new
+	$(COMPILE) $(UPGRADE) --override requirements/overrides-gpu.txt --output-file requirements/gpu.lock.new pyproject.toml
+	for kind in cpu gpu; do mv requirements/$$kind.lock.new requirements/$$kind.lock; done
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

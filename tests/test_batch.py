@@ -28,14 +28,14 @@ from recsys_ray.serving.batch.scoring.job import ScoreConfig, score
 from recsys_ray.serving.bundle import load_ranker, load_retriever
 from tests.support import two_stages
 from tests.support.processes import ROOT, needs_java
-from tests.support.two_stages import GLUTTON, LEFT, NAMELESS, STRANGER, USERS, TwoStages, train_two_stages
+from tests.support.two_stages import GLUTTON, LEFT, NAMELESS, STRANGER, USERS, TwoStages
 
 K, CANDIDATES, ROWS = 5, 40, 3000
 
 
 @pytest.fixture(scope="module")
-def runs(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> TwoStages:
-    return train_two_stages(tmp_path_factory.mktemp("two_stages"))
+def runs(two_stages: TwoStages) -> TwoStages:
+    return two_stages
 
 
 @pytest.fixture(scope="module")
