@@ -60,6 +60,8 @@ def test_every_job_named_accepts_its_command_line(argv: list[str]) -> None:
         assert tyro.cli(job.PrepareJob, args=arguments).parquet
     elif file == "jobs/replay.py":
         assert tyro.cli(job.Replay, args=arguments).run_dir
+    elif file == "jobs/monitor.py":
+        assert tyro.cli(job.MonitorJob, args=arguments).log
     elif file == "jobs/plan.py":
         models = {name.replace("_", "-"): (name, job.planned(name)) for name in job.MODELS}
         planned = tyro.extras.overridable_config_cli(models, args=arguments)

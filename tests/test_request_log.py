@@ -19,7 +19,7 @@ import pytest
 
 from recsys_ray.schema import Categorical, Dense, Label, Schema
 from recsys_ray.serving.monitor import LoggedRequest, RequestLog
-from recsys_ray.serving.monitor.log_files import ABANDONED_SECONDS, log_files
+from recsys_ray.serving.monitor.request_log.log_files import ABANDONED_SECONDS, log_files
 from tests.support.workers import IMPORTED_ONCE
 
 SCHEMA = Schema(

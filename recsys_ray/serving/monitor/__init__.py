@@ -1,10 +1,11 @@
-"""The log of what a served recommender is asked and answers, as Parquet, and what watches it for drift.
+"""Watches a served recommender: a log of requests and answers, and what is found when they are compared with training.
 
-logged_request.py is one answered request and its row in the log; request_log.py writes it from a server and log_files.py keeps
-the folder of the log within its bytes.
+A server writes the log (request_log/); jobs/monitor.py reads it back. inspection.py puts together how features and scores have
+drifted (drift/) and what was recommended, and how well (answers/); report.py and record.py show it. alarms.py has the
+thresholds, stability.py the statistics that tell drift from chance.
 """
 
-from recsys_ray.serving.monitor.logged_request import LoggedRequest
-from recsys_ray.serving.monitor.request_log import RequestLog
+from recsys_ray.serving.monitor.request_log.logged_request import LoggedRequest
+from recsys_ray.serving.monitor.request_log.request_log import RequestLog
 
 __all__ = ["LoggedRequest", "RequestLog"]

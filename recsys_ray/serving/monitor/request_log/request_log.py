@@ -21,8 +21,8 @@ from typing import Self
 import pyarrow as pa
 
 from recsys_ray.schema import Schema
-from recsys_ray.serving.monitor.log_files import add_log_file
-from recsys_ray.serving.monitor.logged_request import LogFormat, LoggedRequest
+from recsys_ray.serving.monitor.request_log.log_files import add_log_file
+from recsys_ray.serving.monitor.request_log.logged_request import LogFormat, LoggedRequest
 
 log = logging.getLogger(__name__)
 FILE_BYTES = 16 << 20
@@ -74,7 +74,7 @@ class RequestLog:
 
     @property
     def dropped(self) -> int:
-        """The number of requests that were lost: memory was full, a file could not be written, or a value did not fit its column."""
+        """The number of requests lost: memory was full, a file could not be written, or a value did not fit its column."""
         return self._dropped
 
     def write(self, request: LoggedRequest) -> None:
