@@ -66,6 +66,8 @@ def test_every_job_named_accepts_its_command_line(argv: list[str]) -> None:
         assert tyro.cli(job.ScoreConfig, args=arguments).rows
     elif file == "jobs/recommend.py":
         assert tyro.cli(job.RecommendConfig, args=arguments).users
+    elif file == "jobs/monitor.py":
+        assert tyro.cli(job.MonitorJob, args=arguments).log
     elif file == "jobs/plan.py":
         models = {name.replace("_", "-"): (name, job.planned(name)) for name in job.MODELS}
         planned = tyro.extras.overridable_config_cli(models, args=arguments)

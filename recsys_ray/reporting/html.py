@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -36,10 +36,18 @@ summary { cursor: pointer; } pre { font-size: .82rem; background: #f7f7f7; paddi
 """
 
 
-def html_page(title: str, sections: Iterable[str]) -> str:
-    """Returns a page that needs no other file."""
+class LargeNumber(NamedTuple):
+    """A number that a page shows large, as text."""
+
+    name: str
+    value: str
+    meaning: str
+
+
+def html_page(title: str, sections: Iterable[str], kind: str = "training report") -> str:
+    """Returns a page that needs no other file; `kind` follows the title in the browser's tab."""
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}: training report</title>\n'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}: {escape(kind)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>{STYLE}</style></head>\n<body>\n<h1>{escape(title)}</h1>\n" + "\n".join(sections) + "\n</body></html>\n"
     )
@@ -48,6 +56,12 @@ def html_page(title: str, sections: Iterable[str]) -> str:
 def html_section(heading: str, *parts: str) -> str:
     """Returns the parts under a heading."""
     return f"<h2>{escape(heading)}</h2>{''.join(parts)}"
+
+
+def html_numbers(numbers: Iterable[LargeNumber]) -> str:
+    """Returns numbers in large type, each with its name and its meaning."""
+    cells = (f"<div>{escape(n.name)}<b>{escape(n.value)}</b><small>{escape(n.meaning)}</small></div>" for n in numbers)
+    return f'<div class="numbers">{"".join(cells)}</div>'
 
 
 def html_pair(left: str, right: str) -> str:

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 from recsys_ray.reporting import figures
 from recsys_ray.reporting.html import (
+    LargeNumber,
     formatted,
     html_folded,
+    html_numbers,
     html_page,
     html_pair,
     html_picture,
@@ -82,12 +84,11 @@ def _sections(record: RunRecord) -> Iterable[str]:
 
 
 def _headlines(outcome: dict[str, Any]) -> str:
-    numbers = (
-        f"<div>{headline.name}<b>{formatted(outcome[key], headline.form)}</b><small>{headline.meaning}</small></div>"
+    return html_numbers(
+        LargeNumber(headline.name, formatted(outcome[key], headline.form), headline.meaning)
         for key, headline in HEADLINES.items()
         if key in outcome
     )
-    return f'<div class="numbers">{"".join(numbers)}</div>'
 
 
 def _loss(record: RunRecord) -> str:
