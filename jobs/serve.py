@@ -13,7 +13,8 @@ of those that are served; no request fails. docs/serving.md describes the interf
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import tyro
 
@@ -21,6 +22,7 @@ from recsys_ray.command_line import readable_errors
 from recsys_ray.serving.app.body import BodyLimits
 from recsys_ray.serving.app.deploy import ServiceConfig
 from recsys_ray.serving.app.deployments.tasks import ModelSources
+from recsys_ray.serving.app.request_logging import RequestLogConfig, open_request_log
 from recsys_ray.serving.app.run import run_service
 
 
@@ -55,6 +57,7 @@ class ServeJob:
     max_body_bytes: int = 1 << 20
     follow_seconds: float = 0.0
     """Looks this often whether the runs or the index hold another version, and swaps; 0: never."""
+    log: RequestLogConfig = field(default_factory=RequestLogConfig)
 
 
 def main(job: ServeJob) -> None:
@@ -69,6 +72,7 @@ def main(job: ServeJob) -> None:
         replica_cpus=job.replica_cpus,
         body=BodyLimits(job.max_body_bytes, job.timeout_seconds),
         seconds=job.timeout_seconds,
+        open_log=partial(open_request_log, job.log, (job.retriever, job.ranker)) if job.log.folder else None,
     )
     run_service(sources, config, job.follow_seconds)
 

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from recsys_ray.serving.index.batched_search import BatchedSearch, FoundRows, checked_search, excluded_keys
 from recsys_ray.serving.index.lance_tables import add_inverted_lists, lance_tables, rows_where
 from recsys_ray.serving.index.manifest import IndexManifest, served_manifest
-from recsys_ray.serving.index.recall import EXACT_BELOW, PROBED_SHARES, RECALL_QUERIES, VECTORS_PER_LIST, Calibration
+from recsys_ray.serving.index.recall import EXACT_BELOW, PROBED_SHARES, RECALL_QUERIES, VECTORS_PER_LIST, SearchCalibration
 from recsys_ray.serving.index.replacement import replacement
 from recsys_ray.serving.index.vector_index import SCORE, VECTOR, Condition, IndexSource
 
@@ -100,7 +100,7 @@ def calibrated(index: LanceIndex, queries: np.ndarray) -> IndexManifest:
     """Returns the manifest with the fewest probes by which searches find RECALL_WANTED of the exact results. 0 probes: exact."""
     lists = index.manifest.items // VECTORS_PER_LIST
     settings = [max(1, round(share * lists)) for share in PROBED_SHARES] if index.manifest.items >= EXACT_BELOW else []
-    calibration = Calibration(with_probes(index, 0), queries)
+    calibration = SearchCalibration(with_probes(index, 0), queries)
     probes, recall = calibration.first(settings, lambda probes: with_probes(index, probes)) or (0, 1.0)
     return dataclasses.replace(index.manifest, probes=probes, recall=recall, recall_queries=len(queries))
 

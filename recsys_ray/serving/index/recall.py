@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Calibration:
+class SearchCalibration:
     """A comparison of approximate searches with an exact one, on the same queries."""
 
     exact: VectorIndex

@@ -28,7 +28,7 @@ from recsys_ray.serving.retriever import QUERY_SIDES, Retriever
 CPU = torch.device("cpu")
 EARLIER_SPLITS = ("train", "validation")
 ITEMS_AT_ONCE = 4096
-Scores = Callable[[int, int], torch.Tensor]
+ScoresOfUsers = Callable[[int, int], torch.Tensor]
 """The scores of the users from `first` to `stop` - 1, float32 [stop - first, items]."""
 
 
@@ -36,7 +36,7 @@ Scores = Callable[[int, int], torch.Tensor]
 class RankedUsers:
     """The test users, how a model scores the catalogue for each, and how popular its items are."""
 
-    scores: Scores
+    scores: ScoresOfUsers
     popularity: torch.Tensor
     relevant: Pairs
     missing: torch.Tensor
@@ -52,7 +52,7 @@ class RankedUsers:
         """Returns the measurement of the trivial model, which recommends what is popular to everybody."""
         return self._measured(lambda first, stop: self.popularity.repeat(stop - first, 1))
 
-    def _measured(self, scores: Scores) -> Measurement:
+    def _measured(self, scores: ScoresOfUsers) -> Measurement:
         ranked = rank_catalogue(
             scores,
             relevant=self.relevant,
@@ -111,6 +111,6 @@ def embed_items(retriever: Retriever, catalogue: pa.Table) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([retriever.embed_candidates(catalogue.slice(one, ITEMS_AT_ONCE)) for one in starts]))
 
 
-def dot_products(users: UserQueries, items: torch.Tensor) -> Scores:
+def dot_products(users: UserQueries, items: torch.Tensor) -> ScoresOfUsers:
     """Returns the scores of all items for a range of users."""
     return lambda first, stop: users.vectors[first:stop] @ items.T

@@ -34,7 +34,7 @@ ADDED_BY_RECOMMENDING = (
 """The columns of the output besides the keys of user and item and the item's own columns."""
 
 
-class RecommendRequest(NamedTuple):
+class RecommendSizes(NamedTuple):
     """A request for every user."""
 
     candidates: int
@@ -50,7 +50,7 @@ class BatchRecommender:
     recommender: Recommender
     vectors: torch.Tensor
     """float32 [N, dim]: the vector of each item of the catalogue."""
-    request: RecommendRequest
+    request: RecommendSizes
 
     def recommend_all(self, users: pa.Table) -> Iterator[BatchResult]:
         """Yields recommendations for users in turn, so that few of them are in memory together."""

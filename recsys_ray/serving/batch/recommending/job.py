@@ -10,12 +10,12 @@ from recsys_ray.serving.batch.models import BatchModel, absolute_location, chose
 from recsys_ray.serving.batch.partitioned.output import BatchManifest, BatchOutput
 from recsys_ray.serving.batch.partitioned.row_ranges import rows_fingerprint
 from recsys_ray.serving.batch.partitioned.stages import Stage, StageRunner, check_all, output_of
-from recsys_ray.serving.batch.recommending.batch_recommender import RecommendRequest
+from recsys_ray.serving.batch.recommending.batch_recommender import RecommendSizes
 from recsys_ray.serving.batch.recommending.inputs import RecommendConfig, RecommendInputs, open_inputs
 from recsys_ray.serving.batch.recommending.plan import (
-    History,
     RecommenderFiles,
     RecommendPlan,
+    UserHistory,
     recommend_bucket,
     write_item_vectors,
 )
@@ -73,7 +73,7 @@ def _plan(config: RecommendConfig, inputs: RecommendInputs, output: BatchOutput)
     if inputs.ranker is not None:
         inference = chosen_inference(config.inference, inputs.ranker)
         ranker = BatchModel(absolute_location(config.ranker), inputs.ranker.version, config.device, inference)
-    request = RecommendRequest(config.candidates, config.k, config.item_columns)
+    request = RecommendSizes(config.candidates, config.k, config.item_columns)
     vectors = output.scratch / "item_vectors.npy"
 
     def bucketed(files: ParquetFiles, columns: tuple[str, ...], name: str) -> BucketedTable:
@@ -84,7 +84,7 @@ def _plan(config: RecommendConfig, inputs: RecommendInputs, output: BatchOutput)
         bucketed(inputs.users, inputs.user_columns, "users"),
         tuple(bucketed(one, inputs.columns.names, f"interactions-{number}") for number, one in enumerate(inputs.interactions)),
         inputs.columns,
-        History(config.history, config.history_length) if config.history else None,
+        UserHistory(config.history, config.history_length) if config.history else None,
         output,
     )
 

@@ -15,7 +15,7 @@ from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.host_memory import keep_freed_memory
 from recsys_ray.serving.batch.models import BatchModel
 from recsys_ray.serving.batch.partitioned.output import BatchOutput, write_whole
-from recsys_ray.serving.batch.recommending.batch_recommender import BatchRecommender, RecommendRequest
+from recsys_ray.serving.batch.recommending.batch_recommender import BatchRecommender, RecommendSizes
 from recsys_ray.serving.batch.recommending.seen_items import InteractionColumns, with_history, with_seen
 from recsys_ray.serving.batch.recommending.user_buckets import BucketedTable
 from recsys_ray.serving.recommender.recommender import Recommender
@@ -34,11 +34,11 @@ class RecommenderFiles:
     dataset: Path
     vectors: Path
     """The item vectors, a .npy file, which the processes of a machine share in memory."""
-    request: RecommendRequest
+    request: RecommendSizes
 
 
 @dataclass(frozen=True)
-class History:
+class UserHistory:
     """A list column that the models read, to be filled with the items that users saw last."""
 
     column: str
@@ -53,7 +53,7 @@ class RecommendPlan:
     users: BucketedTable
     interactions: tuple[BucketedTable, ...]
     columns: InteractionColumns
-    history: History | None
+    history: UserHistory | None
     output: BatchOutput
 
 

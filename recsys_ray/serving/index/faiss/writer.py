@@ -18,7 +18,7 @@ from recsys_ray.serving.index.faiss.catalogue import write_raw_columns
 from recsys_ray.serving.index.faiss.index import BACKEND, FaissIndex, index_folder, opened
 from recsys_ray.serving.index.faiss.vectors import SearchEffort, write_vectors
 from recsys_ray.serving.index.manifest import IndexManifest
-from recsys_ray.serving.index.recall import EXACT_BELOW, PROBED_SHARES, RECALL_QUERIES, VECTORS_PER_LIST, Calibration
+from recsys_ray.serving.index.recall import EXACT_BELOW, PROBED_SHARES, RECALL_QUERIES, VECTORS_PER_LIST, SearchCalibration
 from recsys_ray.serving.index.replacement import replacement
 from recsys_ray.serving.index.vector_index import VECTOR, IndexSource
 
@@ -70,7 +70,7 @@ def calibrated_effort(index: FaissIndex, queries: np.ndarray) -> IndexManifest:
     shares = PROBED_SHARES if index.manifest.items >= EXACT_BELOW else ()
     choices = sorted(product(shares, CANDIDATES), key=lambda choice: COST_OF_ALL_LISTS * choice[0] + choice[1])
     settings = [SearchEffort(max(1, round(share * lists)), candidates) for share, candidates in choices]
-    calibration = Calibration(with_effort(index, SearchEffort(0, 0)), queries)
+    calibration = SearchCalibration(with_effort(index, SearchEffort(0, 0)), queries)
     effort, recall = calibration.first(settings, partial(with_effort, index)) or (SearchEffort(0, 0), 1.0)
     return dataclasses.replace(
         index.manifest,

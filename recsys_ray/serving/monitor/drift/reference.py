@@ -70,10 +70,10 @@ class Reference:
 def read_reference(dataset: DatasetDirectory) -> Reference:
     """Reads a sample of the blocks of a dataset."""
     schema, vocabularies = dataset.schema, load_vocabularies(dataset.root, dataset.schema)
-    bins = _bins_of(_whole(read_rows(dataset, ("train",))), schema, vocabularies)
+    bins = _bins_of(_whole(read_split_rows(dataset, ("train",))), schema, vocabularies)
     splits = tuple(split for split in REFERENCE_SPLITS if dataset.summary["rows"][split]) or ("train",)
     counts, users = {name: np.zeros(len(one.labels)) for name, one in bins.items()}, []
-    for block in read_rows(dataset, splits):
+    for block in read_split_rows(dataset, splits):
         for column in schema.features:
             values = block[column.name].numpy()
             counts[column.name] += bins[column.name].count(values, value_weights(block, column.name))
@@ -89,7 +89,7 @@ def read_reference(dataset: DatasetDirectory) -> Reference:
     return Reference(splits, independent, bins, samples, missing, unseen)
 
 
-def read_rows(dataset: DatasetDirectory, splits: tuple[str, ...]) -> Iterator[Columns]:
+def read_split_rows(dataset: DatasetDirectory, splits: tuple[str, ...]) -> Iterator[Columns]:
     """Yields blocks of the splits, SAMPLED_ROWS of each."""
     for split in splits:
         rows = 0
@@ -111,7 +111,7 @@ def reference_scores(dataset: DatasetDirectory, ranker: Ranker, splits: tuple[st
             f"--ranker was trained on {ranker.manifest.dataset.get('path')} (fingerprint {trained}), which is not what --data "
             f"{dataset.root} holds ({found}): name the dataset that it was trained on"
         )
-    return np.concatenate([ranker.predict_encoded(block) for block in read_rows(dataset, splits)])
+    return np.concatenate([ranker.predict_encoded(block) for block in read_split_rows(dataset, splits)])
 
 
 def value_weights(block: Columns | dict[str, np.ndarray], name: str) -> np.ndarray:
