@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -26,6 +28,7 @@ from jobs.promote import NOT_PROMOTED, PromoteJob
 from jobs.promote import main as promote_job
 from jobs.register import RegisterJob
 from jobs.register import main as register_job
+from recsys_ray.bundle.reader import open_bundle
 from recsys_ray.command_line import JobError
 from recsys_ray.config import DataConfig, LoopConfig, OptimizerConfig, TrackingConfig, TrainConfig
 from recsys_ray.config.serialization import from_json
@@ -182,6 +185,24 @@ def test_a_registered_bundle_is_loaded_by_alias_version_and_run(registry: str, f
     for uri in ("models:/clicks/99", "models:/strangers/1", "runs:/0123456789abcdef0123456789abcdef"):
         with pytest.raises(FileNotFoundError, match=uri):
             load_bundle(uri)
+
+
+def test_copies_of_bundles_are_told_apart_by_their_manifests_and_made_again_where_a_file_is_gone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs that end with the same weights have one version, and other dates and datasets."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("first", "second"):
+        shutil.copytree(folder / "good" / "model", tmp_path / name)
+        manifest = dataclasses.replace(open_bundle(tmp_path / name).manifest, created=name)
+        (tmp_path / name / "manifest.json").write_text(manifest.to_json())
+    for _ in range(3):
+        assert [load_bundle(f"file://{tmp_path}/{name}").manifest.created for name in ("first", "second")] == ["first", "second"]
+    copies = sorted((tmp_path / f"recsys_ray_bundles_{os.getuid()}").iterdir())
+    assert len(copies) == 2 and {one.name.split("_")[0] for one in copies} == {open_bundle(tmp_path / "first").manifest.version}
+    for one in copies:
+        (one / "schema.json").unlink()
+    assert load_bundle(f"file://{tmp_path}/first").manifest.created == "first"
 
 
 def test_promotion(registry: str, folder: Path, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import tempfile
 import uuid
 from pathlib import Path
@@ -11,7 +13,6 @@ from typing import Protocol
 from fsspec.core import url_to_fs
 
 from recsys_ray.bundle.manifest import MANIFEST, parse_manifest
-from recsys_ray.bundle.reader import open_bundle
 
 
 class RemoteFiles(Protocol):
@@ -41,13 +42,21 @@ def local_bundle(location: str) -> Path:
 def copied_bundle(files: RemoteFiles, root: str, origin: str) -> Path:
     """Returns a copy on this machine of the bundle in the folder `root` of a store, which `origin` names in errors.
 
-    Copies stay in the user's own folder for temporary files, one for each version.
+    Copies stay in the user's own folder for temporary files, one for each manifest: runs that end with the same weights, and so
+    with the same version, differ in when and on what they were trained.
     """
-    manifest = parse_manifest(files.cat_file(f"{root}/{MANIFEST}").decode(), f"{origin}/{MANIFEST}")
-    copy = Path(tempfile.gettempdir(), f"recsys_ray_bundles_{os.getuid()}", manifest.version)
-    if not (copy / MANIFEST).exists() or open_bundle(copy).manifest != manifest:
-        _copy(files, root, [*manifest.files, MANIFEST], copy)
+    text = files.cat_file(f"{root}/{MANIFEST}")
+    manifest = parse_manifest(text.decode(), f"{origin}/{MANIFEST}")
+    name = f"{manifest.version}_{hashlib.sha256(text).hexdigest()[:8]}"
+    copy, names = Path(tempfile.gettempdir(), f"recsys_ray_bundles_{os.getuid()}", name), [*manifest.files, MANIFEST]
+    if not _is_complete(copy, names):
+        _copy(files, root, names, copy)
     return copy
+
+
+def _is_complete(folder: Path, names: list[str]) -> bool:
+    """Returns whether no file is missing: temporary folders are cleaned file by file."""
+    return all((folder / name).exists() for name in names)
 
 
 def _copy(files: RemoteFiles, root: str, names: list[str], to: Path) -> None:
@@ -57,6 +66,11 @@ def _copy(files: RemoteFiles, root: str, names: list[str], to: Path) -> None:
     for name in names:
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
         files.get_file(f"{root}/{name}", str(partial / name))
-    if to.exists():
-        to.rename(partial.with_suffix(".replaced"))
-    partial.rename(to)
+    if not _is_complete(to, names):
+        shutil.rmtree(to, ignore_errors=True)
+    try:
+        partial.rename(to)
+    except OSError:
+        if not _is_complete(to, names):
+            raise
+        shutil.rmtree(partial)  # another process has copied it meanwhile
