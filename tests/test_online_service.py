@@ -291,8 +291,9 @@ def test_history_of_the_sample(client: ServiceClient, runs: ServedRuns) -> None:
     found, rows = client.answer("/history", user=user), pq.read_table(runs.raw / "interactions.parquet")
     of_user = rows.filter(pc.field("user_id") == user)
     assert found["known"] and set(found["seen"]) <= set(of_user["item_id"].to_pylist()) and len(found["seen"]) >= 12
-    liked = {row["item_id"] for row in found["liked"]}
-    assert liked and liked <= set(of_user.filter(pc.field("chosen") == 1)["item_id"].to_pylist())
+    liked = [row["item_id"] for row in found["liked"]]
+    chosen = of_user.filter(pc.field("chosen") == 1).sort_by([("timestamp", "descending")])["item_id"].to_pylist()
+    assert liked and liked == [item for item in chosen if item in liked], "the latest first"
     assert client.answer("/history", user=10**9) == {"known": False, "seen": [], "liked": []}
     assert [one["name"] for one in client.get("/columns").json()] == ["item_id", "kind", "title", "size"]
 

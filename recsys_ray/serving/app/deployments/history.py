@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys_ray.columns import FREQUENCY
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.dataset.tables import load_catalogue, load_vocabularies
 from recsys_ray.data.loading.split_reader import read_split
-from recsys_ray.data.transform import positive_rows
+from recsys_ray.data.transform import as_seconds, positive_rows
 from recsys_ray.schema import Categorical, Schema
 from recsys_ray.serving.app.deployments.retrieval import schema_of
 from recsys_ray.serving.app.deployments.tasks import ModelSources
@@ -29,20 +30,29 @@ log = logging.getLogger(__name__)
 
 
 class RawInteractions(NamedTuple):
-    """Rows of raw ids, in order of time."""
+    """Rows of raw ids."""
 
     users: pa.Array
     items: pa.Array
     liked: np.ndarray
     """bool"""
+    times: np.ndarray
+    """int64; zeros where the data have no time."""
+
+
+class Event(NamedTuple):
+    """An item that a user has seen."""
+
+    time: int
+    item: Any
+    liked: bool
 
 
 class History:
     """The sampled users, and the items of each."""
 
     def __init__(self, sources: ModelSources, dataset: str) -> None:
-        self.seen: dict[Any, list[Any]] = {}
-        self.liked: dict[Any, list[Any]] = {}
+        self.events: dict[Any, list[Event]] = {}
         self.read, self.fault = False, ""
         directory = DatasetDirectory.open(dataset)
         key = directory.schema.key("item")
@@ -52,15 +62,16 @@ class History:
 
     def users(self) -> dict[str, Any]:
         """Returns the ids of the sampled users, whether all interactions have been read, and what went wrong with that."""
-        return {"users": list(self.seen), "complete": self.read, "fault": self.fault}
+        return {"users": list(self.events), "complete": self.read, "fault": self.fault}
 
     def of_user(self, user: Any) -> dict[str, Any]:
         """Returns the ids that a user has seen, and the items that the user liked, the latest first; nothing of other users."""
-        liked = self.liked.get(user, [])[::-1][:SHOWN]
+        events = sorted(self.events.get(user, []), key=lambda event: event.time, reverse=True)
+        liked = [event.item for event in events if event.liked][:SHOWN]
         rows = self.items.filter(pa.compute.is_in(self.items[self.key], pa.array(liked, self.items[self.key].type))).to_pylist()
-        by_key = {row[self.key]: {name: one for name, one in row.items() if not name.startswith("__")} for row in rows}
-        known = user in self.seen
-        return {"known": known, "seen": self.seen.get(user, []), "liked": [by_key[key] for key in liked if key in by_key]}
+        by_key = {row[self.key]: {name: one for name, one in row.items() if name != FREQUENCY} for row in rows}
+        seen = list(dict.fromkeys(event.item for event in events))
+        return {"known": user in self.events, "seen": seen, "liked": [by_key[key] for key in liked if key in by_key]}
 
     def _read(self, sources: ModelSources, dataset: DatasetDirectory) -> None:
         schema = schema_of(sources.retriever)
@@ -75,25 +86,25 @@ class History:
 
     def _keep(self, part: RawInteractions) -> None:
         for user in part.users.unique().to_pylist():
-            if len(self.seen) < SAMPLED_USERS and user is not None:
-                self.seen.setdefault(user, [])
-        kept = pa.compute.is_in(part.users, pa.array(list(self.seen), part.users.type)).to_numpy(zero_copy_only=False)
-        rows = pa.array(np.flatnonzero(kept))
-        for user, item, liked in zip(*(ids.take(rows).to_pylist() for ids in part[:2]), part.liked[kept].tolist(), strict=True):
-            self.seen[user].append(item)
-            if liked:
-                self.liked.setdefault(user, []).append(item)
+            if len(self.events) < SAMPLED_USERS and user is not None:
+                self.events.setdefault(user, [])
+        kept = pa.compute.is_in(part.users, pa.array(list(self.events), part.users.type)).to_numpy(zero_copy_only=False)
+        kept &= part.items.is_valid().to_numpy(zero_copy_only=False)
+        users, items = (ids.take(pa.array(np.flatnonzero(kept))).to_pylist() for ids in (part.users, part.items))
+        for user, *event in zip(users, part.times[kept].tolist(), items, part.liked[kept].tolist(), strict=True):
+            self.events[user].append(Event(*event))
 
 
 def raw_interactions(path: str, schema: Schema) -> Iterator[RawInteractions]:
     """Yields the interactions of a Parquet file or folder. Raises ValueError where it lacks a column."""
     keys = [schema.key("user"), schema.key("item")]
-    names = [column.name for column in (*keys, schema.label) if column is not None]
+    names = [column.name for column in (*keys, schema.label, schema.timestamp) if column is not None]
     for fragment in pq.ParquetDataset(path).fragments:
         for batch in fragment.to_batches(columns=names):
             table = pa.Table.from_batches([batch])
             users, items = (table[name].combine_chunks() for name in names[:2])
-            yield RawInteractions(users, items, positive_rows(table, schema))
+            times = as_seconds(table[schema.timestamp.name].combine_chunks()) if schema.timestamp else pa.array([0] * len(table))
+            yield RawInteractions(users, items, positive_rows(table, schema), times.fill_null(0).to_numpy())
 
 
 def split_interactions(dataset: DatasetDirectory) -> Iterator[RawInteractions]:
@@ -106,7 +117,8 @@ def split_interactions(dataset: DatasetDirectory) -> Iterator[RawInteractions]:
         for columns in read_split(dataset, split):
             users, items = (names[one.name].take(pa.array(columns[one.name].numpy().astype(np.int64))) for one in (user, item))
             liked = columns[schema.label.name].numpy() > 0 if schema.label else np.ones(len(users), bool)
-            yield RawInteractions(users, items, liked)
+            times = columns[schema.timestamp.name].numpy() if schema.timestamp else np.zeros(len(users), np.int64)
+            yield RawInteractions(users, items, liked, times)
 
 
 def _raw_ids(dataset: DatasetDirectory, column: Categorical) -> pa.Array:
