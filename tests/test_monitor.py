@@ -28,12 +28,14 @@ from recsys_ray.serving.bundle import load_ranker
 from recsys_ray.serving.monitor import LoggedRequest, RequestLog
 from recsys_ray.serving.monitor.alarms import Thresholds
 from recsys_ray.serving.monitor.answers.answers import Answers, read_answers
+from recsys_ray.serving.monitor.answers.calibration import measure_quality, quality_alarms
 from recsys_ray.serving.monitor.answers.labels import Outcomes, join_labels
 from recsys_ray.serving.monitor.answers.recommended import describe_recommended
 from recsys_ray.serving.monitor.drift.drift import drift_alarms, feature_drifts
 from recsys_ray.serving.monitor.drift.reference import read_reference
 from recsys_ray.serving.monitor.drift.served_features import ServedFeatures
 from recsys_ray.serving.monitor.inspection import Inspection, WatchConfig, inspect_log
+from recsys_ray.serving.monitor.report import write_monitoring_report
 from recsys_ray.serving.monitor.request_log.logged_request import LogFormat
 from recsys_ray.serving.ranker import Ranker
 from recsys_ray.training.train import train
@@ -47,15 +49,15 @@ SCHEMA = Schema(SHOP)
 
 
 @pytest.fixture(scope="module")
-def dataset(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shop(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     raw = write_input(tmp_path_factory.mktemp("shop") / "raw", visits(12_000), SHOP)
     return prepare(config_for(raw)).root
 
 
 @pytest.fixture(scope="module")
-def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("run") / "dlrm"
-    run_workers(train, 1, dlrm_config(dataset, run_dir, epochs=2, global_batch=256))
+    run_workers(train, 1, dlrm_config(shop, run_dir, epochs=2, global_batch=256))
     return run_dir
 
 
@@ -94,13 +96,13 @@ def inspect(log: Path, dataset: Path, **settings: Any) -> Inspection:
 
 
 def test_changed_requests_are_named_by_the_command_and_unchanged_ones_are_not(
-    dataset: Path, run: Path, ranker: Ranker, tmp_path: Path
+    shop: Path, run: Path, ranker: Ranker, tmp_path: Path
 ) -> None:
     usual, odd = served(ranker, 3000, seed=0), changed(ranker)
     logs = {name: write_log(tmp_path / name, requests) for name, requests in (("usual", usual), ("odd", odd))}
     pq.write_table(clicked(usual, seed=2), tmp_path / "usual.parquet")
     pq.write_table(clicked(odd, seed=2, factor=0.5), tmp_path / "odd.parquet")
-    uri, compared = mlflow_uri(tmp_path), {"data": str(dataset), "ranker": str(run), "baseline": str(logs["usual"])}
+    uri, compared = mlflow_uri(tmp_path), {"data": str(shop), "ranker": str(run), "baseline": str(logs["usual"])}
     job = MonitorJob(
         log=str(logs["usual"]), labels=str(tmp_path / "usual.parquet"), out=str(tmp_path / "days" / "one.html"),
         tracking=TrackingConfig(uri=uri), **compared,
@@ -131,9 +133,9 @@ def test_changed_requests_are_named_by_the_command_and_unchanged_ones_are_not(
     assert len(points) == 2 and points[0].value < 0.05 < points[1].value
 
 
-def test_over_twenty_seeds_the_same_requests_raise_no_alarm_and_older_users_do(dataset: Path, ranker: Ranker) -> None:
-    directory, log_format = DatasetDirectory.open(dataset), LogFormat.of([SCHEMA])
-    reference, lookups = read_reference(directory), build_lookups(load_vocabularies(dataset, directory.schema))
+def test_over_twenty_seeds_the_same_requests_raise_no_alarm_and_older_users_do(shop: Path, ranker: Ranker) -> None:
+    directory, log_format = DatasetDirectory.open(shop), LogFormat.of([SCHEMA])
+    reference, lookups = read_reference(directory), build_lookups(load_vocabularies(shop, directory.schema))
 
     def alarms(seed: int, **changes: Any) -> set[str]:
         found = ServedFeatures(directory.schema, lookups, reference.bins)
@@ -145,38 +147,53 @@ def test_over_twenty_seeds_the_same_requests_raise_no_alarm_and_older_users_do(d
     assert {seed for seed in seeds if alarms(seed, age=lambda age: age + 0.5 * age.std()) != {"age"}} == set()
 
 
-def test_one_user_who_asks_all_day_is_no_drift(dataset: Path, ranker: Ranker, tmp_path: Path) -> None:
+def test_a_dataset_without_keys_or_label_of_requests_is_watched_too(dataset: Path, tmp_path: Path) -> None:
+    rows = pq.read_table(dataset.parent / "raw" / "interactions").slice(0, 1500)
+    schema = DatasetDirectory.open(dataset).schema
+    with RequestLog(tmp_path, [schema]) as log:
+        for number in range(rows.num_rows):
+            features = rows.slice(number, 1).append_column("unknown", pa.array([1]))
+            log.write(LoggedRequest(kind="rank", request_id=str(number), features=features, items=[0], ranking_scores=[0.5]))
+    found = inspect(tmp_path, dataset)
+    assert (found.alarms, found.recommended, found.quality) == ([], None, None) and found.traffic.users == 1500
+    assert [drift.name for drift in found.features] == [column.name for column in schema.features]
+    write_monitoring_report(tmp_path / "report.html", found)
+    with pytest.raises(ValueError, match="lacks a user or an item key"):
+        inspect(tmp_path, dataset, labels="labels.parquet")
+
+
+def test_one_user_who_asks_all_day_is_no_drift(shop: Path, ranker: Ranker, tmp_path: Path) -> None:
     """Rows of one user are alike: a thousand of them are not a thousand independent rows."""
     requests = served(ranker, 600, seed=3)
     again = [replaced(requests[0], request_id=f"again {number}") for number in range(600)]
-    found = inspect(write_log(tmp_path, [*requests, *again]), dataset)
+    found = inspect(write_log(tmp_path, [*requests, *again]), shop)
     age = next(drift for drift in found.features if drift.name == "age")
     assert found.alarms == [] and age.psi > 0.3 and age.current.rows < 10
 
 
-def test_only_requests_of_the_time_asked_for_count(dataset: Path, ranker: Ranker, tmp_path: Path) -> None:
+def test_only_requests_of_the_time_asked_for_count(shop: Path, ranker: Ranker, tmp_path: Path) -> None:
     log = write_log(tmp_path, served(ranker, 60, seed=4))
     noon = datetime.fromtimestamp(NOON, UTC)
     since, until = (noon + timedelta(minutes=minutes) for minutes in (10, 30))
-    found = inspect(log, dataset, since=since.isoformat(), until=f"{until:%Y-%m-%dT%H:%M:%S}")
+    found = inspect(log, shop, since=since.isoformat(), until=f"{until:%Y-%m-%dT%H:%M:%S}")
     assert (found.traffic.requests, found.traffic.first, found.traffic.last) == (20, since, until - timedelta(minutes=1))
     assert found.traffic.kinds == {"recommend": 10, "rank": 10} and found.scores == []
     with pytest.raises(ValueError, match="no request in this time"):
-        inspect(log, dataset, since="2099-01-01")
+        inspect(log, shop, since="2099-01-01")
     with pytest.raises(ValueError, match="--since yesterday is no time"):
-        inspect(log, dataset, since="yesterday")
+        inspect(log, shop, since="yesterday")
 
 
-def test_wrong_inputs_name_the_flag(dataset: Path, run: Path, ranker: Ranker, tmp_path: Path) -> None:
+def test_wrong_inputs_name_the_flag(shop: Path, run: Path, ranker: Ranker, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="has no request log"):
-        inspect(tmp_path / "none", dataset)
+        inspect(tmp_path / "none", shop)
     log = write_log(tmp_path / "log", served(ranker, 20, seed=5))
     other = write_input(tmp_path / "raw", visits(500, seed=1), SHOP)
     with pytest.raises(ValueError, match=r"--ranker was trained on .* not what --data"):
         inspect(log, prepare(config_for(other)).root, ranker=str(run))
     pq.write_table(pa.table({"item_id": ["item 1"], "click": [1]}), tmp_path / "labels.parquet")
     with pytest.raises(ValueError, match="lacks column user_id, timestamp: wants item_id, user_id, timestamp, or request_id"):
-        inspect(log, dataset, labels=str(tmp_path / "labels.parquet"))
+        inspect(log, shop, labels=str(tmp_path / "labels.parquet"))
 
 
 def answers(*requests: LoggedRequest) -> Answers:
@@ -221,8 +238,16 @@ def test_where_all_labels_are_positive_what_was_not_chosen_is_negative(tmp_path:
     found = answers(asked(1, 0, "a", "b"), asked(2, 50, "a"), asked(3, 0, "a", "b", kind="rank"))
     joined = outcomes(tmp_path, found, user_id=[1, 9], item_id=["b", "b"], timestamp=[NOON + 60, NOON + 3700])
     assert joined.scored["score"].tolist() == pytest.approx([0.9, 0.8]) and joined.scored["label"].tolist() == [0, 1]
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    (tmp_path / "labels.parquet").rename(folder / "part.parquet")
+    assert join_labels(str(folder), SCHEMA, found, window=3600).scored.equals(joined.scored)
     by_request = outcomes(tmp_path, found, request_id=["1 0", "2 50", "none"], item_id=["b", "a", "a"])
     assert by_request.scored["label"].tolist() == [0, 1, 1] and (by_request.labels, by_request.joined) == (3, 2)
+    late = outcomes(tmp_path, found, user_id=[1], item_id=["b"], timestamp=[NOON - 9999])
+    assert (late.joined, len(late.scored), len(late.lists)) == (0, 0, 0)
+    quality = measure_quality(late, 0.01)
+    assert list(quality_alarms(quality, Thresholds(hit_rate=1.0))) == [] and quality.calibration == ()
 
 
 @pytest.mark.unit

@@ -18,7 +18,7 @@ def inspection_metrics(found: Inspection) -> dict[str, float]:
     metrics = {"alarms": float(len(found.alarms)), "requests": float(found.traffic.requests)}
     metrics |= {"milliseconds/p50": found.traffic.median_milliseconds, "milliseconds/p99": found.traffic.p99_milliseconds}
     for drift in [*found.features, *found.scores]:
-        name = FORBIDDEN.sub("_", drift.name)
+        name = FORBIDDEN.sub("_", drift.name.replace(": ", "/"))
         metrics[f"psi/{name}"] = drift.psi
         metrics |= {f"{rate.name}/{name}": rate.current for rate in drift.rates}
     if found.recommended:

@@ -1,8 +1,8 @@
 """Labels that come back, joined to the answers that they belong to.
 
-A labels file is Parquet with the schema's item key and, if the schema has one, its label column; without it every row is a
-positive choice. A column request_id joins a row to a request. Without it the user key and the time of the row join it to the
-latest request of the user, at most `window` earlier, that showed the item, or else to the latest one of any kind.
+Labels are Parquet, a file or a folder, with the schema's item key and, if the schema has one, its label column; without it
+every row is a positive choice. A column request_id joins a row to a request. Without it the user key and the time of the row join
+it to the latest request of the user, at most `window` earlier, that showed the item, or else to the latest one of any kind.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+import pyarrow.dataset
 
 from recsys_ray.data.transform import as_seconds, canonical_ids, label_values
 from recsys_ray.schema import Categorical, Schema
@@ -28,7 +28,7 @@ class Outcomes:
     """Answers with the labels that came back for them."""
 
     labels: int
-    """Rows of the labels file."""
+    """Rows of the labels."""
     joined: int
     """Rows that belong to a request of the log."""
     scored: pd.DataFrame
@@ -43,12 +43,13 @@ def join_labels(path: str, schema: Schema, answers: Answers, window: float) -> O
     Where all labels are positive, a recommended item that was not chosen within the window counts as negative, unless the window
     reaches beyond the newest label.
     """
-    labels, requests, shown = _labels(path, schema), _requests(answers), _shown(answers)
+    source = pyarrow.dataset.dataset(path, format="parquet")
+    labels, requests, shown = _labels(source, schema, path), _requests(answers), _shown(answers)
     found = labels.assign(request=_request_of(labels, requests, shown, window))
     found = found.dropna(subset=["request"]).astype({"request": np.int64})
     outcome = found.groupby(PAIR, as_index=False)["label"].max()
     lists = _lists(outcome[outcome["label"] > 0], requests, shown)
-    if not _has_label(path, schema):
+    if not _label_columns(source, schema):
         newest = labels["time"].max() - window if "time" in labels else np.inf
         asked = requests.index[(requests["kind"] == "recommend") & (requests["time"] <= newest)]
         pairs = shown[shown["request"].isin(asked)].merge(outcome, on=PAIR, how="left").fillna({"label": 0.0})
@@ -59,24 +60,23 @@ def join_labels(path: str, schema: Schema, answers: Answers, window: float) -> O
     return Outcomes(len(labels), len(found), scored[["score", "label", "cluster"]], lists)
 
 
-def _has_label(path: str, schema: Schema) -> bool:
-    return schema.label is not None and schema.label.name in pq.read_schema(path).names
+def _label_columns(source: pyarrow.dataset.Dataset, schema: Schema) -> list[str]:
+    return [schema.label.name] if schema.label and schema.label.name in source.schema.names else []
 
 
-def _labels(path: str, schema: Schema) -> pd.DataFrame:
+def _labels(source: pyarrow.dataset.Dataset, schema: Schema, path: str) -> pd.DataFrame:
     """Reads key and label of each row, with request_id, or user and time."""
     item, user = schema.key("item"), schema.key("user")
     if item is None or user is None:
         raise ValueError(f'--labels {path}: the schema lacks a user or an item key ("key": true), which join labels to answers')
-    names = pq.read_schema(path).names
+    names, label = source.schema.names, _label_columns(source, schema)
     time = schema.timestamp.name if schema.timestamp else "timestamp"
     by_request = REQUEST_ID in names
     wanted = [item.name] if by_request else [item.name, user.name, time]
     if lacking := [name for name in wanted if name not in names]:
         instead = "" if by_request else f", or {REQUEST_ID} instead of user and time"
         raise ValueError(f"--labels {path} lacks column {', '.join(lacking)}: wants {', '.join(wanted)}{instead}")
-    label = [schema.label.name] if schema.label and schema.label.name in names else []
-    rows = pq.read_table(path, columns=[*wanted, *label, *([REQUEST_ID] if by_request else [])]).drop_null()
+    rows = source.to_table(columns=[*wanted, *label, *([REQUEST_ID] if by_request else [])]).drop_null()
     columns = {"key": _ids(item, rows[item.name]), "label": np.ones(rows.num_rows)}
     if schema.label and label:
         columns["label"] = label_values(schema.label, rows[schema.label.name].combine_chunks())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys_ray.serving.monitor.request_log.log_files import log_files
+
+log = logging.getLogger(__name__)
+FILES_BETWEEN_LINES = 100
+"""A line of progress is logged after so many files."""
 
 
 def read_log(folder: Path, since: float, until: float) -> Iterator[pa.Table]:
@@ -21,13 +26,15 @@ def read_log(folder: Path, since: float, until: float) -> Iterator[pa.Table]:
     if not files:
         raise FileNotFoundError(f"--log {folder} has no request log (requests-*.parquet): jobs/serve.py writes one")
     between = (pc.field("time") >= _moment(since)) & (pc.field("time") < _moment(until))
-    for file in files:
+    for number, file in enumerate(files, 1):
         try:
-            rows = pq.read_table(file).filter(between)
+            rows = pq.read_table(file, filters=between)
         except FileNotFoundError:
             continue
         if rows.num_rows:
             yield rows
+        if number % FILES_BETWEEN_LINES == 0:
+            log.info("read %d of %d files", number, len(files))
 
 
 def _moment(seconds: float) -> pa.Scalar:

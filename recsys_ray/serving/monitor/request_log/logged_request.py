@@ -36,7 +36,7 @@ class LoggedRequest:
     """Raw columns as the models read them: one row for recommend, one for each candidate for rank. Columns that the log's schemas
     do not have are left out; those that the table does not have are null."""
     items: Sequence[Any]
-    """Keys of the items of the answer, best first."""
+    """Keys of the items of the answer, best first; where the schema has no item key, what tells the rows of the request apart."""
     retrieval_scores: Scores = None
     ranking_scores: Scores = None
     user: int | str | None = None
