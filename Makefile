@@ -13,10 +13,12 @@ COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --all-extras --no
 
 .PHONY: demo unit test lint bench bench-models chaos lock clean
 
-demo: $(VENV)/.ready  ## MovieLens 1M: fetch, prepare, train both models under Ray, report, index, recommend films to a user
+demo: $(VENV)/.ready  ## MovieLens 1M: fetch, prepare, train both models under Ray, report, index, recommend films to all users
 	$(BIN)/python jobs/train_dlrm.py --run-dir runs/demo/dlrm
 	$(BIN)/python jobs/train_two_tower.py --run-dir runs/demo/two_tower
-	$(BIN)/python jobs/build_index.py --run-dir runs/demo/two_tower --show 1
+	$(BIN)/python jobs/build_index.py --run-dir runs/demo/two_tower
+	$(BIN)/python jobs/recommend.py --retriever runs/demo/two_tower --ranker runs/demo/dlrm --users runs/demo/movielens-1m/users.parquet --interactions runs/demo/movielens-1m/interactions.parquet --history recent_items --item-columns title --show 2 --overwrite --out runs/demo/recommendations
+	@echo; echo "A page to try it: $(BIN)/python jobs/serve.py --retriever runs/demo/two_tower --ranker runs/demo/dlrm, then open http://127.0.0.1:8000"
 
 unit: $(VENV)/.ready  ## the fast tests, for the edit loop: under a minute
 	$(BIN)/python -m pytest -m unit

@@ -17,6 +17,7 @@ import tyro
 from recsys_ray.command_line import readable_errors
 from recsys_ray.serving.batch.recommending.inputs import RecommendConfig
 from recsys_ray.serving.batch.recommending.job import recommend
+from recsys_ray.serving.batch.recommending.sample import recommendation_sample
 
 
 def main(job: RecommendConfig) -> None:
@@ -26,6 +27,8 @@ def main(job: RecommendConfig) -> None:
         f"{job.out}: {counts['users']:,} users, {counts['rows']:,} rows; {counts['users_with_popular_items']:,} users got popular"
         f" items, {counts['users_with_fewer_than_k']:,} fewer than {job.k}"
     )
+    if job.show and counts["rows"]:
+        print(recommendation_sample(job.out, job.show, job.k, job.item_columns))
 
 
 if __name__ == "__main__":

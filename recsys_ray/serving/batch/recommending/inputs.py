@@ -47,6 +47,8 @@ class RecommendConfig(BatchConfig):
     inference: InferenceChoice = "auto"
     """What runs the dense part of the ranking model: torch, onnx (faster on CPUs; extra `serving`), or auto: onnx where it is
     installed and the model allows it."""
+    show: int = 0
+    """Prints the recommendations to this many users."""
     users_per_file: int = 4096
     """About how many users a partition has, which is an output file, and what is done again when a worker is killed."""
 

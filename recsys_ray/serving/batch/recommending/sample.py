@@ -1,0 +1,32 @@
+"""A readable sample of a finished recommendation: the lists of a few users, best first, with the scores of both stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from recsys_ray.data.sources.parquet_files import find_parquet
+
+
+def recommendation_sample(out: str, users: int, k: int, columns: Sequence[str]) -> str:
+    """Returns a text with the recommendations to the first `users` users of the output folder, k items each.
+
+    `columns` are those of an item to show; without any its key is shown. The output must have a row.
+    """
+    files = find_parquet(out)
+    with files.filesystem.open(files.paths[0], "rb") as stream:
+        first = next(pq.ParquetFile(stream).iter_batches(batch_size=users * k)).to_pylist()
+    user, _, item = files.arrow_schema.names[:3]
+    return "\n".join(
+        "\n".join([f"\n{user} {value} is recommended", *(_line(row, columns or [item]) for row in group)])
+        for value, group in groupby(first, key=lambda row: row[user])
+    )
+
+
+def _line(row: dict[str, Any], columns: Sequence[str]) -> str:
+    names = ", ".join(str(row[column]) for column in columns)
+    scores = [f"{name[:-6]} {row[name]:.3f}" for name in ("ranking_score", "retrieval_score") if row[name] is not None]
+    return f"  {row['place']:>3}  {names}   ({', '.join(scores) or 'popular'})"
