@@ -27,6 +27,7 @@ def mark() -> Iterator[str]:
     assert wait_until_gone(lambda: marked(mark), seconds=90) == []
 
 
+@pytest.mark.long
 @needs_java
 def test_prepares_and_trains_and_leaves_nothing(tmp_path: Path, mark: str) -> None:
     raw = synthetic.generate_clicks(tmp_path / "raw", 20_000, dense=3, categorical=4, num_embeddings=500, multi=True)

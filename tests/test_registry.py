@@ -156,6 +156,7 @@ def posted(url: str, body: dict[str, Any]) -> Any:
         return json.load(answer)
 
 
+@pytest.mark.long
 def test_mlflow_serves_the_same_scores_over_http(registry: str, folder: Path, tmp_path: Path) -> None:
     rows = rows_of("models:/clicks@candidate", 200)
     expected = load_ranker(folder / "good").predict(rows)
