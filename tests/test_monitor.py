@@ -162,6 +162,16 @@ def test_a_dataset_without_keys_or_label_of_requests_is_watched_too(dataset: Pat
         inspect(tmp_path, dataset, labels="labels.parquet")
 
 
+def test_rank_requests_that_name_items_by_key_lack_no_item_column(shop: Path, ranker: Ranker, tmp_path: Path) -> None:
+    requests = served(ranker, 300, seed=6)
+    by_key = [
+        replaced(one, features=one.features.select(["country", "age"]).slice(0, 1)) for one in requests if one.kind == "rank"
+    ]
+    found = inspect(write_log(tmp_path, [one for one in requests if one.kind == "recommend"] + by_key), shop)
+    assert found.not_logged == ["item_id", "kind"] and {alarm.about for alarm in found.alarms} == {"user_id", "recent", "hour"}
+    assert all(alarm.text.startswith(("missing", "PSI")) for alarm in found.alarms), "these are missing, since the log lacks them"
+
+
 def test_one_user_who_asks_all_day_is_no_drift(shop: Path, ranker: Ranker, tmp_path: Path) -> None:
     """Rows of one user are alike: a thousand of them are not a thousand independent rows."""
     requests = served(ranker, 600, seed=3)

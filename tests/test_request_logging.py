@@ -15,6 +15,8 @@ from tests.support.two_stages import TwoStages
 
 VERSIONS = {"release": "r", "retriever": "one", "ranker": "two", "index": ""}
 
+OTHER_ROWS = [{"user_id": 8, "item_id": 3}, {"user_id": 8, "item_id": 4, "kind": "kind 4"}]
+
 
 def test_answers_are_logged_as_they_were_given(two_stages: TwoStages, tmp_path: Path) -> None:
     scores = [(3, 1.5, 0.5), (4, None, 0.25)]
@@ -23,7 +25,7 @@ def test_answers_are_logged_as_they_were_given(two_stages: TwoStages, tmp_path: 
     answers = [
         AnsweredRequest("a", RecommendRequest(user=7), user, {"items": found, "versions": VERSIONS}, 0.25),
         AnsweredRequest("b", RankRequest(user=7, items=[3, 9]), user, {"scores": [0.5, None], "versions": VERSIONS}, 0.5),
-        AnsweredRequest("", RankRequest(rows=[{"user_id": 8, "item_id": 3}]), {}, {"scores": [0.75], "versions": VERSIONS}, 0.5),
+        AnsweredRequest("", RankRequest(rows=OTHER_ROWS), {}, {"scores": [0.75, 0.5], "versions": VERSIONS}, 0.5),
         AnsweredRequest("odd", RecommendRequest(user=7), {"country": [1, "x"]}, {"items": [], "versions": VERSIONS}, 0.5),
     ]
     models = (str(two_stages.retriever), str(two_stages.ranker))
@@ -37,6 +39,7 @@ def test_answers_are_logged_as_they_were_given(two_stages: TwoStages, tmp_path: 
     assert [tuple(one.values()) for one in recommended["items"]] == scores
     assert recommended["features"][0]["recent_items"] == [5, 6] and recommended["features"][0]["country"] == "north"
     assert [(one["key"], one["ranking_score"]) for one in ranked["items"]] == [(3, 0.5), (9, None)]
-    assert len(ranked["features"]) == 2
-    assert by_rows["user"] is None and by_rows["items"][0]["key"] == 3 and by_rows["request_id"]
+    assert [row["country"] for row in ranked["features"]] == ["north"], "the items were named by key"
+    assert by_rows["user"] == 8 and by_rows["items"][0]["key"] == 3 and by_rows["request_id"]
+    assert [row["item_id"] for row in by_rows["features"]] == [3, 4] and by_rows["features"][1]["kind"] == "kind 4"
     open_request_log(RequestLogConfig(str(tmp_path / "other")), models)(answers[0])  # reads the schemas of the bundles itself

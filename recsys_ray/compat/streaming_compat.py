@@ -5,7 +5,8 @@ Why each private part is needed:
 * `ExtensibleDataset` and `ExtensibleStream` turn private methods into hooks: Mosaic Streaming fetches shards one at a time and
   passes over their errors, and offers no public place to change that, nor to assign samples to batches.
 * `EpochPosition` and `ShardState` are what those hooks work with.
-* `separate_shared_memory` and `patch_shared_memory` settle how workers of one host name and open their shared memory.
+* `separate_shared_memory`, `own_shared_memory_names` and `patch_shared_memory` settle how processes of one host name and open
+  their shared memory.
 
 `import streaming` also imports its vision, text and multimodal parts, hence torchvision, which cannot be installed with a
 CPU-only torch from the same source, and transformers, which takes most of a second. This package needs none of them.
@@ -14,6 +15,7 @@ CPU-only torch from the same source, and transformers, which takes most of a sec
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -83,12 +85,15 @@ __all__ = [
     "generate_work_random_batching",
     "get_partitions",
     "merge_index",
+    "own_shared_memory_names",
     "patch_shared_memory",
     "separate_shared_memory",
 ]
 
 ASSIGN_BATCHES = "assign_batches"
 """The name of `ExtensibleDataset`'s batching method among Mosaic Streaming's."""
+FIRST_OWN_NAME = 10_000_000
+"""The numbers of `own_shared_memory_names` begin above those of any worker."""
 SIZING_SECONDS = 30.0
 """Within which a worker that creates a segment of shared memory gives it its size."""
 
@@ -102,6 +107,21 @@ def separate_shared_memory(same_host_offset: int) -> None:
         same_host_offset: how many such workers of this host come before this one.
     """
     prefix._each_prefix_int = lambda: itertools.count(1000 * same_host_offset)
+
+
+@contextmanager
+def own_shared_memory_names() -> Iterator[None]:
+    """Makes Mosaic Streaming look for free names of shared memory in a range of this process's own while the context lasts.
+
+    Processes that have nothing to do with each other would otherwise take the same free name at the same moment, and all but one
+    would fail.
+    """
+    earlier = prefix._each_prefix_int
+    prefix._each_prefix_int = lambda: itertools.count(FIRST_OWN_NAME + 1000 * os.getpid())
+    try:
+        yield
+    finally:
+        prefix._each_prefix_int = earlier
 
 
 def patch_shared_memory() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from recsys_ray.compat.streaming_compat import StreamingDataset, patch_shared_memory
+from recsys_ray.compat.streaming_compat import StreamingDataset, own_shared_memory_names, patch_shared_memory
 from recsys_ray.data.blocks.layout import widened
 from recsys_ray.data.dataset.directory import DatasetDirectory
 
@@ -46,7 +46,8 @@ def column_ranges(dataset: DatasetDirectory, positions: list[str]) -> list[str]:
 
 def _open(folder: str, cache: str) -> StreamingDataset:
     patch_shared_memory()
-    return StreamingDataset(remote=folder, local=cache, batch_size=1)
+    with own_shared_memory_names():
+        return StreamingDataset(remote=folder, local=cache, batch_size=1)
 
 
 def _firsts(blocks: StreamingDataset) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,9 @@ def answer_log(requests: RequestLog, item: str) -> AnswerLog:
 
     def write(answered: AnsweredRequest) -> None:
         try:
-            requests.write(logged_request(answered, item))
+            request_id = answered.request_id or uuid.uuid4().hex
+            if requests.wants(request_id):
+                requests.write(logged_request(answered._replace(request_id=request_id), item))
         except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:  # an answer must not fail for its log
             log.warning("a request cannot be logged: %s", error)
 
@@ -56,7 +59,7 @@ def logged_request(answered: AnsweredRequest, item: str) -> LoggedRequest:
     """Returns the row of an answered request; `item` names the key column of items."""
     request, answer = answered.request, answered.answer
     common: dict[str, Any] = {
-        "request_id": answered.request_id or uuid.uuid4().hex,
+        "request_id": answered.request_id,
         "user": request.user,
         "retriever_version": answer["versions"]["retriever"],
         "ranker_version": answer["versions"]["ranker"],
@@ -66,20 +69,24 @@ def logged_request(answered: AnsweredRequest, item: str) -> LoggedRequest:
         found = answer["items"]
         return LoggedRequest(
             kind="recommend",
-            features=pa.Table.from_pylist([answered.user]),
+            features=_raw_columns([answered.user]),
             items=[one["item"] for one in found],
             retrieval_scores=[_number(one["retrieval_score"]) for one in found],
             ranking_scores=[_number(one["ranking_score"]) for one in found],
             **common,
         )
-    rows = request.rows or [answered.user] * len(request.items)
     return LoggedRequest(
         kind="rank",
-        features=pa.Table.from_pylist(rows),
-        items=request.items or [row.get(item) for row in rows],
+        features=_raw_columns(request.rows or [answered.user]),
+        items=request.items or [row.get(item) for row in request.rows],
         ranking_scores=[_number(score) for score in answer["scores"]],
         **common,
     )
+
+
+def _raw_columns(rows: Sequence[dict[str, Any]]) -> pa.Table:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: [row.get(name) for row in rows] for name in names})
 
 
 def _number(score: float | None) -> float:

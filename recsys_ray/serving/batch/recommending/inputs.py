@@ -126,14 +126,16 @@ def _check_output_columns(config: RecommendConfig, inputs: RecommendInputs) -> N
 def _check_history(config: RecommendConfig, inputs: RecommendInputs) -> None:
     """Raises ValueError for a --history that cannot be filled, and prints which columns are unknown for all users."""
     lists = [name for name, column in inputs.model_columns.items() if _lists_items(column, inputs.columns.item)]
-    if config.history and (config.history not in lists or config.history in inputs.user_columns or not config.interactions):
+    fillable = [name for name in lists if name not in inputs.user_columns]
+    if config.history and not (config.history in fillable and config.interactions):
         raise ValueError(
             f"--history {config.history!r}: wants --interactions, and a list of items that a model reads and --users lacks "
-            f"({', '.join(name for name in lists if name not in inputs.user_columns) or 'there is none'})"
+            f"({', '.join(fillable) or 'there is none'})"
         )
     lacking = [name for name in inputs.model_columns if name not in (*inputs.user_columns, config.history)]
     if lacking:
-        print(f"recommend: {', '.join(lacking)}: not in --users, so unknown for every user", flush=True)
+        hint = f" (--history {fillable[0]} fills it from --interactions)" if fillable and not config.history else ""
+        print(f"recommend: {', '.join(lacking)}: not in --users, so unknown for every user{hint}", flush=True)
 
 
 def _lists_items(column: Categorical | Dense, item: Categorical) -> bool:

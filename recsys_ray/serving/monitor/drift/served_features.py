@@ -28,22 +28,29 @@ class ServedFeatures:
     """Column -> weights by bin, of the columns that the log has."""
     missing: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Column -> weight of missing values."""
-    clusters: dict[str, list[np.ndarray]] = field(default_factory=lambda: {"recommend": [], "rank": []})
-    """Kind of request -> users of those that carried rows."""
+    clusters: list[np.ndarray] = field(default_factory=list)
+    """Users of the requests."""
+    item_clusters: list[np.ndarray] = field(default_factory=list)
+    """Users of the requests that carried item columns."""
 
     def add(self, rows: pa.Table, clusters: np.ndarray) -> None:
-        """Counts the requests of a file. Recommendations carry no item columns: these are counted in rank requests alone."""
+        """Counts the requests of a file.
+
+        Item columns count where a request carried any: recommendations do not, nor do rank requests that name items by key.
+        """
         lengths = pc.list_value_length(rows["features"]).to_numpy()
         request = np.repeat(np.arange(len(lengths)), lengths)
-        ranks = pc.equal(rows["kind"], "rank").to_numpy()
-        for kind, chosen in (("recommend", ~ranks), ("rank", ranks)):
-            self.clusters[kind].append(clusters[chosen & (lengths > 0)])
-        values = pc.list_flatten(rows["features"].combine_chunks())
-        weights = 1 / lengths[request]
-        for column in self.schema.features:
-            if (place := values.type.get_field_index(column.name)) >= 0:
-                used = ranks[request] if column.side == "item" else np.ones(len(request), bool)
-                self._count(column, values.field(place).filter(pa.array(used)), weights[used])
+        values, weights = pc.list_flatten(rows["features"].combine_chunks()), 1 / lengths[request]
+        columns = [column for column in self.schema.features if values.type.get_field_index(column.name) >= 0]
+        with_items = np.zeros(len(lengths), bool)
+        for column in columns:
+            if column.side == "item":
+                with_items[request[values.field(column.name).is_valid().to_numpy(zero_copy_only=False)]] = True
+        self.clusters.append(clusters[lengths > 0])
+        self.item_clusters.append(clusters[with_items])
+        for column in columns:
+            used = with_items[request] if column.side == "item" else np.ones(len(request), bool)
+            self._count(column, values.field(column.name).filter(pa.array(used)), weights[used])
 
     def _count(self, column: Categorical | Dense, values: pa.Array, weights: np.ndarray) -> None:
         nulls = pc.is_null(values, nan_is_null=True).to_numpy(zero_copy_only=False)
@@ -57,8 +64,8 @@ class ServedFeatures:
 
     def independent(self, column: Categorical | Dense) -> float:
         """Returns the number of independent requests that a column is counted in."""
-        kinds = ("rank",) if column.side == "item" else ("recommend", "rank")
-        return independent_rows(np.concatenate([np.zeros(0, np.int64), *(one for kind in kinds for one in self.clusters[kind])]))
+        clusters = self.item_clusters if column.side == "item" else self.clusters
+        return independent_rows(np.concatenate([np.zeros(0, np.int64), *clusters]))
 
     def sample(self, column: Categorical | Dense) -> Sample:
         """Returns the values of a column by bin."""

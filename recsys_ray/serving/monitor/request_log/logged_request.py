@@ -40,7 +40,7 @@ class LoggedRequest:
     retrieval_scores: Scores = None
     ranking_scores: Scores = None
     user: int | str | None = None
-    """The key of the user; None when the request named none."""
+    """The key of the user; None when the request named none, and then the log has the user of its rows, if there is one."""
     retriever_version: str = ""
     ranker_version: str = ""
     milliseconds: float = 0.0
@@ -91,7 +91,7 @@ class LogFormat:
         """Returns the rows of these requests. Raises ValueError, TypeError or ArrowException for one that does not fit."""
         columns = {
             "time": pa.array([int(request.time * 1e6) for request in requests], pa.timestamp("us", "UTC")),
-            "user": _keys(self.user, [request.user for request in requests]),
+            "user": _keys(self.user, [self._user_of(request) for request in requests]),
             "features": self._features(requests),
             "items": self._items(requests),
         }
@@ -99,6 +99,13 @@ class LogFormat:
         plain = [name for name in schema.names if name not in columns]
         columns |= {name: pa.array([getattr(one, name) for one in requests], schema.field(name).type) for name in plain}
         return pa.table([columns[name] for name in schema.names], schema)
+
+    def _user_of(self, request: LoggedRequest) -> Any:
+        """Returns the user of a request: the one that it names, else the only one of its rows."""
+        if request.user is not None or self.user is None or self.user.name not in request.features.column_names:
+            return request.user
+        users = request.features[self.user.name].unique()
+        return users[0].as_py() if len(users) == 1 else None
 
     def _features(self, requests: Sequence[LoggedRequest]) -> pa.Array:
         columns = list(self.features.values())

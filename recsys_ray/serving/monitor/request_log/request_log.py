@@ -77,9 +77,13 @@ class RequestLog:
         """The number of requests lost: memory was full, a file could not be written, or a value did not fit its column."""
         return self._dropped
 
+    def wants(self, request_id: str) -> bool:
+        """Returns whether the sample has a request, so that a server need not describe one that it leaves out."""
+        return self._sample >= 1 or _share(request_id) < self._sample
+
     def write(self, request: LoggedRequest) -> None:
         """Adds a request, unless the sample leaves it out. Returns at once."""
-        if self._sample < 1 and _share(request.request_id) >= self._sample:
+        if not self.wants(request.request_id):
             return
         size = request.nbytes
         with self._change:
