@@ -158,8 +158,9 @@ def test_a_dataset_without_keys_or_label_of_requests_is_watched_too(dataset: Pat
     assert (found.alarms, found.recommended, found.quality) == ([], None, None) and found.traffic.users == 1500
     assert [drift.name for drift in found.features] == [column.name for column in schema.features]
     write_monitoring_report(tmp_path / "report.html", found)
+    pq.write_table(pa.table({"label": [1]}), tmp_path / "labels.parquet")
     with pytest.raises(ValueError, match="lacks a user or an item key"):
-        inspect(tmp_path, dataset, labels="labels.parquet")
+        inspect(tmp_path, dataset, labels=str(tmp_path / "labels.parquet"))
 
 
 def test_rank_requests_that_name_items_by_key_lack_no_item_column(shop: Path, ranker: Ranker, tmp_path: Path) -> None:
@@ -201,6 +202,8 @@ def test_wrong_inputs_name_the_flag(shop: Path, run: Path, ranker: Ranker, tmp_p
     other = write_input(tmp_path / "raw", visits(500, seed=1), SHOP)
     with pytest.raises(ValueError, match=r"--ranker was trained on .* not what --data"):
         inspect(log, prepare(config_for(other)).root, ranker=str(run))
+    with pytest.raises(FileNotFoundError, match="--labels nowhere: there is no such file"):
+        inspect(log, shop, labels="nowhere")
     pq.write_table(pa.table({"item_id": ["item 1"], "click": [1]}), tmp_path / "labels.parquet")
     with pytest.raises(ValueError, match="lacks column user_id, timestamp: wants item_id, user_id, timestamp, or request_id"):
         inspect(log, shop, labels=str(tmp_path / "labels.parquet"))

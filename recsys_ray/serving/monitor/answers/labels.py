@@ -38,12 +38,17 @@ class Outcomes:
 
 
 def join_labels(path: str, schema: Schema, answers: Answers, window: float) -> Outcomes:
-    """Joins the labels at `path` to answers; `window` is in seconds. Raises ValueError naming a column that they lack.
+    """Joins the labels at `path` to answers; `window` is in seconds.
+
+    Raises FileNotFoundError where there are none, and ValueError naming a column that they lack.
 
     Where all labels are positive, a recommended item that was not chosen within the window counts as negative, unless the window
     reaches beyond the newest label.
     """
-    source = pyarrow.dataset.dataset(path, format="parquet")
+    try:
+        source = pyarrow.dataset.dataset(path, format="parquet")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--labels {path}: there is no such file or folder") from error
     labels, requests, shown = _labels(source, schema, path), _requests(answers), _shown(answers)
     found = labels.assign(request=_request_of(labels, requests, shown, window))
     found = found.dropna(subset=["request"]).astype({"request": np.int64})
