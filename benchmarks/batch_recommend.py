@@ -159,12 +159,12 @@ class Loop:
 
 @dataclass(frozen=True)
 class JobFigures:
-    """What one run of the job showed."""
+    """The figures of one run of the job."""
 
     rate: float
     """Users a second of its workers."""
     seconds: float
-    """From the command to its end."""
+    """The seconds from the command to its end."""
     peak_mb: float
 
 

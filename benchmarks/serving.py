@@ -66,9 +66,9 @@ class Arguments:
     items: int = 100_000
     users: int = 2_000
     seconds: float = 15.0
-    """How long each load lasts."""
+    """The seconds that each load lasts."""
     rounds: int = 2
-    """How often the services take turns."""
+    """The number of times that the services take turns."""
     replicas: int = 2
     index: str = ""
     """The index of the service, as in jobs/serve.py; empty: exact search in memory."""

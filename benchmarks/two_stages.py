@@ -61,7 +61,7 @@ class Job:
     source: str = ""
     """The unpacked ml-1m folder; empty: it is fetched."""
     work: str = ""
-    """Where models are kept and found again; empty: a temporary folder."""
+    """The folder in which models are kept and found again; empty: a temporary one."""
     epochs: int = 5
     """Epochs of the retrieval model; the rankers stop at their best epoch, after three at most."""
 

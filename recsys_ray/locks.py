@@ -26,7 +26,7 @@ HEARTBEAT_SECONDS = 10.0
 EXPIRY_SECONDS = 120.0
 """A lock that was not renewed for so long is stale. Clocks of different machines may differ by less."""
 READ_ATTEMPTS, READ_PAUSE_SECONDS = 10, 0.1
-"""On a disk a lock is empty for a moment while it is written."""
+"""Attempts to read a lock, and the pause between them: on a disk a lock is empty for a moment while it is written."""
 
 
 class LockHeldError(OSError):

@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from recsys_ray.columns import LENGTHS, RESERVED
 
 Side = Literal["user", "item", "context"]
+QUERY_SIDES: tuple[Side, ...] = ("user", "context")
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,10 @@ class Schema:
     def features(self) -> tuple[Categorical | Dense, ...]:
         """The columns that models read: categorical ones first, then dense ones."""
         return (*self.categorical, *self.dense)
+
+    def features_of(self, *sides: Side) -> list[Categorical | Dense]:
+        """Returns the features that describe these sides, in the order of `features`."""
+        return [column for column in self.features if column.side in sides]
 
     @property
     def label(self) -> Label | None:

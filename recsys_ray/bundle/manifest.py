@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -139,21 +140,14 @@ def _check_coverage(name: str, tensor: StoredTensor, manifest: Manifest, origin:
         for part in tensor.parts
     )
     listed = all(part.file in manifest.files for part in tensor.parts)
-    filled = inside and sum(_count(part.sizes) for part in tensor.parts) == _count(tensor.shape)
+    filled = inside and sum(math.prod(part.sizes) for part in tensor.parts) == math.prod(tensor.shape)
     if not listed or not filled or _overlap(tensor.parts):
         raise BundleError(f"{origin}: the parts of tensor {name} do not fit together")
 
 
-def _count(sizes: tuple[int, ...]) -> int:
-    count = 1
-    for size in sizes:
-        count *= size
-    return count
-
-
 def _overlap(parts: tuple[TensorPart, ...]) -> bool:
     """Returns whether two parts share a value."""
-    ordered = sorted((part for part in parts if part.offsets and _count(part.sizes)), key=lambda part: part.offsets)
+    ordered = sorted((part for part in parts if part.offsets and 0 not in part.sizes), key=lambda part: part.offsets)
     for place, part in enumerate(ordered):
         below = part.offsets[0] + part.sizes[0]
         for other in takewhile(lambda one: one.offsets[0] < below, ordered[place + 1 :]):  # noqa: B023 (used at once)

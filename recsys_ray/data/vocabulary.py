@@ -30,7 +30,7 @@ class ValueLookup:
     order: np.ndarray
     """int32: the place among `values` of each key."""
     longest_run: int
-    """How many values share a key at most: 1, unless two strings have the same 64-bit hash."""
+    """The most values that share a key: 1, unless two strings have the same 64-bit hash."""
 
     @staticmethod
     def of(values: pa.Array) -> ValueLookup:

@@ -131,9 +131,9 @@ class Task:
     loss_name: str
     """What the training loss is called on a chart, such as "log loss"."""
     towers: Towers | None = None
-    """What a retrieval model has, and a ranking model has not."""
+    """The halves of a retrieval model; None for a ranking model."""
     split: SplitRanker | None = None
-    """What a ranking model has that can be split."""
+    """The parts of a ranking model that can be split; else None."""
 
 
 class DatasetFacts(Protocol):

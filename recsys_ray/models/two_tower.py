@@ -22,8 +22,8 @@ from recsys_ray.models.evaluation.retrieval_evaluation import RetrievalEvaluator
 from recsys_ray.models.losses import Candidates, global_mean_loss, sampled_softmax
 from recsys_ray.models.step_cost import step_cost
 from recsys_ray.models.task import Batch, BuildContext, Outputs, RegisteredModel, StepCost, Task, Towers, needs_dataset
-from recsys_ray.models.two_tower_batch import CANDIDATE, QUERY, TrainingBatches, TwoTowerBatch, embed_candidates, embed_queries
-from recsys_ray.schema import Schema, Side
+from recsys_ray.models.two_tower_batch import CANDIDATE, TrainingBatches, TwoTowerBatch, embed_candidates, embed_queries
+from recsys_ray.schema import QUERY_SIDES, Schema, Side
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class TwoTower(nn.Module):
         self.embeddings = PooledEmbeddings(
             schema, config.embedding_dim, device, pooling=config.pooling, max_values=config.pooled_values
         )
-        self.query_tower = Tower(config, schema, device, sides=QUERY, layers=config.query_layers)
+        self.query_tower = Tower(config, schema, device, sides=QUERY_SIDES, layers=config.query_layers)
         self.candidate_tower = Tower(config, schema, device, sides=CANDIDATE, layers=config.candidate_layers)
 
     def forward(self, dense: torch.Tensor, sparse: KeyedJaggedTensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,9 +14,8 @@ from recsys_ray.columns import LENGTHS, ROW_WEIGHT, Columns
 from recsys_ray.models.embeddings import jagged
 from recsys_ray.models.encoded_catalogue import EncodedCatalogue
 from recsys_ray.models.task import Batch
-from recsys_ray.schema import Categorical, Dense, Schema, Side
+from recsys_ray.schema import QUERY_SIDES, Categorical, Dense, Schema, Side
 
-QUERY: tuple[Side, ...] = ("user", "context")
 CANDIDATE: tuple[Side, ...] = ("item",)
 
 
@@ -51,7 +50,7 @@ class TrainingBatches:
 
 def query_batch(schema: Schema, columns: Columns) -> Batch:
     """Makes a batch for `embed_query` of rows with user and context columns; item columns are left empty."""
-    return _one_sided(schema, columns, QUERY)
+    return _one_sided(schema, columns, QUERY_SIDES)
 
 
 def candidate_batch(schema: Schema, columns: Columns) -> Batch:
@@ -70,7 +69,7 @@ def embed_candidates(schema: Schema, module: Any, columns: Columns, device: torc
 
 
 def _one_sided(schema: Schema, columns: Columns, sides: tuple[Side, ...]) -> Batch:
-    own = [column for column in schema.features if column.side in sides]
+    own = schema.features_of(*sides)
     rows = len(columns.get(own[0].name + LENGTHS, columns[own[0].name]))
     kept = {name: columns[name] for column in own for name in (column.name, column.name + LENGTHS) if name in columns}
     for column in schema.categorical:

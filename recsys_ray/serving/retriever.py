@@ -11,10 +11,11 @@ import torch
 from recsys_ray.bundle.manifest import Manifest
 from recsys_ray.columns import Columns
 from recsys_ray.models.task import Task, Towers
-from recsys_ray.schema import Categorical, Schema, Side
-from recsys_ray.serving.encoder import Encoder, RawRows
+from recsys_ray.schema import QUERY_SIDES, Categorical, Schema, Side
+from recsys_ray.serving.encoder import Encoder, RawRows, as_table
 
-QUERY_SIDES: tuple[Side, ...] = ("user", "context")
+ROWS_EMBEDDED = 1 << 14
+"""Items that are embedded together."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,18 @@ class Retriever:
 
     def embed_queries(self, rows: RawRows) -> np.ndarray:
         """Returns query vectors, float32 [rows, dim], of raw user and context columns. Raises ValueError as `Encoder.encode`."""
-        wanted = [column for column in self.schema.features if column.side in QUERY_SIDES]
-        return self.embed_encoded_queries(self.encoder.encode(rows, wanted))
+        return self.embed_encoded_queries(self.encoder.encode(rows, self.schema.features_of(*QUERY_SIDES)))
 
     def embed_candidates(self, rows: RawRows) -> np.ndarray:
         """Returns candidate vectors, float32 [rows, dim], of raw item columns. Raises ValueError as `Encoder.encode`."""
-        wanted = [column for column in self.schema.features if column.side == "item"]
+        wanted = self.schema.features_of("item")
+        table, embed = as_table(rows), self._towers.embed_candidate
         with torch.inference_mode():
-            return self._towers.embed_candidate(self.task.module, self.encoder.encode(rows, wanted), self.device).cpu().numpy()
+            parts = [
+                embed(self.task.module, self.encoder.encode(table.slice(start, ROWS_EMBEDDED), wanted), self.device).cpu().numpy()
+                for start in range(0, max(table.num_rows, 1), ROWS_EMBEDDED)
+            ]
+        return np.concatenate(parts)
 
     def embed_encoded_queries(self, columns: Columns) -> np.ndarray:
         """Returns query vectors, float32 [rows, dim], of columns that are encoded as in a dataset directory."""

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from recsys_ray.columns import Columns
 from recsys_ray.config import LoopConfig, TrainConfig
 from recsys_ray.data.loading.stream import BlockStream
-from recsys_ray.distributed import World
+from recsys_ray.distributed import World, broadcast_value
 from recsys_ray.launch.stopping import StopRequest
 from recsys_ray.models.task import Evaluation, Task
 from recsys_ray.reporting.tracking.tracker import Tracker
@@ -172,10 +172,9 @@ def validate(run: Run) -> None:
     progress, began = run.progress, time.perf_counter()
     progress.validated_step = progress.step
     found = evaluate(run, "validation")
-    received = [found.metrics if found is not None else {}]
-    dist.broadcast_object_list(received, device=run.world.device)
+    metrics = broadcast_value(found.metrics if found is not None else {})
     progress.add_seconds({"evaluation": time.perf_counter() - began})
-    if not (metrics := received[0]):
+    if not metrics:
         return
     progress.scores.append((progress.step, metrics[run.task.objective] * (1 if run.task.lower_is_better else -1)))
     progress.validation.append({"epoch": progress.epoch + 1, "step": progress.step, **metrics})

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from recsys_ray.columns import SPLITS, Columns
 from recsys_ray.compat.streaming_compat import separate_shared_memory
@@ -18,7 +17,7 @@ from recsys_ray.config.serialization import flatten, to_json, to_values
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.loading.cache_janitor import shard_cache
 from recsys_ray.data.loading.stream import BatchLayout, BlockStream
-from recsys_ray.distributed import World
+from recsys_ray.distributed import World, broadcast_value
 from recsys_ray.models.registry import model_name
 from recsys_ray.reporting.tracking.tracker import Tracker, open_tracker
 from recsys_ray.sharding.placement import placement_text, table_shards
@@ -99,9 +98,7 @@ def log_start(run: Run, changes: list[str], notes: list[str]) -> None:
 def open_streams(config: TrainConfig, dataset: DatasetDirectory, world: World, layout: BatchLayout) -> dict[str, BlockStream]:
     """Opens a stream for each split that has rows. Every worker calls it."""
     separate_shared_memory(world.same_host_offset)
-    cache = shard_cache(
-        config.data.cache, config.run_dir, attempt=shared_token(world), node=world.node, local_rank=world.local_rank
-    )
+    cache = shard_cache(config.data.cache, config.run_dir, attempt=shared_token(), node=world.node, local_rank=world.local_rank)
     weight = dataset.schema.weight.name if dataset.schema.weight else ""
     return {
         split: BlockStream(
@@ -118,8 +115,6 @@ def open_streams(config: TrainConfig, dataset: DatasetDirectory, world: World, l
     }
 
 
-def shared_token(world: World) -> str:
+def shared_token() -> str:
     """Returns a random text that is the same on every worker."""
-    token = [uuid.uuid4().hex[:8]]
-    dist.broadcast_object_list(token, device=world.device)
-    return token[0]
+    return broadcast_value(uuid.uuid4().hex[:8])

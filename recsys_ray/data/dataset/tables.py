@@ -17,7 +17,7 @@ CATALOGUE = "catalogue.parquet"
 
 def item_columns(schema: Schema) -> list[str]:
     """Returns the names of the columns on side item, which describe an item of the catalogue to a model."""
-    return [column.name for column in schema.features if column.side == "item"]
+    return [column.name for column in schema.features_of("item")]
 
 
 def write_catalogue(root: Path, items: pa.Table) -> None:

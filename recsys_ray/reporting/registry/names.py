@@ -9,7 +9,7 @@ CANDIDATE_ALIAS = "candidate"
 CHAMPION_ALIAS = "champion"
 """The alias of the version that is served."""
 UNITY_CATALOG = ("databricks-uc", "uc:")
-"""What the URI of a registry in Unity Catalog begins with."""
+"""The beginnings of the URI of a registry in Unity Catalog."""
 NAME_PART = re.compile(r"[^\s./:@\\]+")
 
 

@@ -88,7 +88,7 @@ def check_sources(sources: ModelSources) -> None:
         raise ValueError(f"--retriever {sources.retriever} holds a model that ranks: name a run of a Two Tower")
     if retrieves(sources.ranker):
         raise ValueError(f"--ranker {sources.ranker} holds a model that retrieves: name a run of a DLRM")
-    if not any(column.side == "item" for column in ranker.features):
+    if not ranker.features_of("item"):
         raise ValueError(f"--ranker {sources.ranker} reads no column of side item: it would score all items of a user alike")
     if sources.index:
         open_index(sources.index, bundle_manifest(sources.retriever).version)

@@ -27,7 +27,7 @@ class RequestLogConfig:
     """The settings of the log of requests and answers."""
 
     folder: str = ""
-    """Where answered requests are kept as Parquet, for jobs/monitor.py; empty: nowhere."""
+    """The folder that keeps answered requests as Parquet, for jobs/monitor.py; empty: they are not kept."""
     sample: float = 1.0
     """The share of requests that is kept."""
     max_gib: float = 1.0

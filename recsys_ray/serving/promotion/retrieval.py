@@ -21,9 +21,10 @@ from recsys_ray.data.loading.split_reader import read_split
 from recsys_ray.models.encoded_catalogue import EncodedCatalogue
 from recsys_ray.models.evaluation.retrieval_metrics import Pairs, rank_catalogue
 from recsys_ray.models.evaluation.retrieval_users import InteractionReader, UserQueries
+from recsys_ray.schema import QUERY_SIDES
 from recsys_ray.serving.promotion.measurement import Measurement, per_unit_mean
 from recsys_ray.serving.promotion.row_mapping import RowMapping
-from recsys_ray.serving.retriever import QUERY_SIDES, Retriever
+from recsys_ray.serving.retriever import Retriever
 
 CPU = torch.device("cpu")
 EARLIER_SPLITS = ("train", "validation")
@@ -69,7 +70,7 @@ class RankedUsers:
 def rank_users(retriever: Retriever, dataset: DatasetDirectory, cutoff: int) -> RankedUsers:
     """Embeds the catalogue and every user of the test split. Raises ValueError where the split has no positive row."""
     catalogue = encoded_catalogue(dataset)
-    queries = [column for column in retriever.schema.features if column.side in QUERY_SIDES]
+    queries = retriever.schema.features_of(*QUERY_SIDES)
     mapping = RowMapping.of(dataset, retriever.encoder, queries)
     reader = InteractionReader(dataset.schema, "", catalogue.position_of_row())
 

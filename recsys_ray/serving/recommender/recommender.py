@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from recsys_ray.models.rows import take_rows
+from recsys_ray.schema import QUERY_SIDES
 from recsys_ray.serving.encoder import RawRows, with_unknown
 from recsys_ray.serving.ranker import Ranker
 from recsys_ray.serving.recommender.candidates import NONE, RetrievedItems
 from recsys_ray.serving.recommender.served_catalogue import ServedCatalogue
-from recsys_ray.serving.retriever import QUERY_SIDES, Retriever
+from recsys_ray.serving.retriever import Retriever
 
 PAIRS_AT_ONCE = 1 << 12
 """About how many pairs of user and item are scored together: few enough for a core's own cache."""
@@ -41,8 +41,7 @@ class Recommender:
 
     def queries(self, users: RawRows) -> np.ndarray:
         """Returns the query vectors of users, float32 [U, dim]. A column that `users` does not have counts as unknown."""
-        wanted = [column for column in self.retriever.schema.features if column.side in QUERY_SIDES]
-        return self.retriever.embed_queries(with_unknown(users, wanted))
+        return self.retriever.embed_queries(with_unknown(users, self.retriever.schema.features_of(*QUERY_SIDES)))
 
     def recommend(self, users: RawRows, candidates: RetrievedItems, k: int) -> Recommendations:
         """Returns the k best of each user's candidates. Raises ValueError for a user's value that cannot be used."""
@@ -56,10 +55,6 @@ class Recommender:
         assert self.ranker is not None
         return rank_items(self.ranker, self.catalogue, users, positions)
 
-    def describe(self, positions: np.ndarray) -> pa.Table:
-        """Returns the raw columns of the items at these positions."""
-        return self.catalogue.items(positions, self.catalogue.raw.column_names)
-
 
 def rank_items(ranker: Ranker, catalogue: ServedCatalogue, users: RawRows, positions: np.ndarray) -> np.ndarray:
     """Returns the ranking model's scores of the items at `positions`, int64 [U, n], for each user: float32 [U, n].
@@ -67,7 +62,7 @@ def rank_items(ranker: Ranker, catalogue: ServedCatalogue, users: RawRows, posit
     A user's columns are encoded once, not once an item; a column that `users` does not have counts as unknown. The score of NONE
     is NaN.
     """
-    wanted = [column for column in ranker.schema.features if column.side in QUERY_SIDES]
+    wanted = ranker.schema.features_of(*QUERY_SIDES)
     encoded = ranker.encoder.encode(with_unknown(users, wanted), wanted)
     scores = np.full(positions.shape, np.nan, np.float32)
     step = max(1, PAIRS_AT_ONCE // max(1, positions.shape[1]))

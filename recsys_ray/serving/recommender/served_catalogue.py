@@ -42,8 +42,7 @@ class ServedCatalogue:
         keys = keys.cast(pa.int64() if pa.types.is_integer(keys.type) else pa.string())
         encoded: Columns = {}
         if ranker is not None:
-            wanted = [column for column in ranker.schema.features if column.side == "item"]
-            encoded = ranker.encoder.encode(raw, wanted)
+            encoded = ranker.encoder.encode(raw, ranker.schema.features_of("item"))
         frequency = table[FREQUENCY].to_numpy().astype(np.float32)
         return ServedCatalogue(raw, key, ValueLookup.of(keys), frequency, encoded)
 

@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from torchrec.optim.keyed import CombinedOptimizer
 
 from recsys_ray.checkpoint.restore import first_intact, newest_intact, restore
@@ -14,6 +13,7 @@ from recsys_ray.checkpoint.saver import Saver
 from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.config import TrainConfig
 from recsys_ray.data.dataset.directory import DatasetDirectory
+from recsys_ray.distributed import broadcast_value, get_rank
 from recsys_ray.training.checkpointing.optimizer_migration import restore_optimizer
 from recsys_ray.training.checkpointing.progress import Progress
 from recsys_ray.training.checkpointing.run_identity import changed_settings, check_same_run, run_identity
@@ -88,9 +88,7 @@ class Checkpoints:
 
     def _committed(self) -> list[int]:
         self._saver.wait()
-        found: list[list[int]] = [self.store.committed() if dist.get_rank() == 0 else []]
-        dist.broadcast_object_list(found)
-        return found[0]
+        return broadcast_value(self.store.committed() if get_rank() == 0 else [])
 
     def close(self) -> None:
         """Ends the background writing; call it before the process group ends."""

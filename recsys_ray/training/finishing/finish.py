@@ -22,10 +22,13 @@ def evaluate_and_finish(run: Run, dataset: DatasetDirectory) -> None:
     """Evaluates and exports the best checkpoint, unless an earlier call has done so. Every worker calls it."""
     best = run.checkpoints.best(run.progress)
     run.checkpoints.release()  # a copy of the state as large as the model, which evaluation and export can do without
-    run.checkpoints.restore_weights(best)
-    if (outcome := recorded_outcome(run, best)) is None:
+    outcome = recorded_outcome(run, best)
+    to_export = trained_here(run) or broadcast_value(exported_step(run.config.run_dir)) != best
+    if outcome is None or to_export:
+        run.checkpoints.restore_weights(best)
+    if outcome is None:
         outcome = evaluate_and_record(run, dataset, best)
-    if trained_here(run) or broadcast_value(exported_step(run.config.run_dir)) != best:
+    if to_export:
         export_bundle(run, dataset, outcome, best)
         if weights_bytes(run.model) < run.config.tracking.log_weights_below_mib << 20:
             run.tracker.log_file(Path(run.config.run_dir) / BUNDLE_FOLDER)

@@ -12,13 +12,13 @@ import torch
 from ray import serve
 
 from recsys_ray.data.dataset.directory import DatasetDirectory
+from recsys_ray.schema import QUERY_SIDES
 from recsys_ray.serving.app.deployments.tasks import REQUESTS_AT_ONCE, ModelSources, RankedItems, RankingTask, Refused, RowScores
 from recsys_ray.serving.app.deployments.users import raw_table
 from recsys_ray.serving.bundle import load_ranker
 from recsys_ray.serving.recommender.candidates import NONE, RetrievedItems
 from recsys_ray.serving.recommender.recommender import Recommendations, best_ranked, rank_items
 from recsys_ray.serving.recommender.served_catalogue import ServedCatalogue
-from recsys_ray.serving.retriever import QUERY_SIDES
 
 
 class Ranking:
@@ -28,7 +28,7 @@ class Ranking:
         torch.set_num_threads(sources.threads)
         self.ranker = load_ranker(sources.ranker)
         self.catalogue = ServedCatalogue.load(DatasetDirectory.open(dataset), item_key, self.ranker)
-        self.wanted = [column for column in self.ranker.schema.features if column.side in QUERY_SIDES]
+        self.wanted = self.ranker.schema.features_of(*QUERY_SIDES)
 
     def versions(self) -> str:
         """Returns the version of the model."""

@@ -14,7 +14,7 @@ from recsys_ray.bundle.fetch import local_bundle
 from recsys_ray.bundle.reader import open_bundle
 from recsys_ray.columns import LENGTHS, Columns
 from recsys_ray.data.dataset.directory import DatasetDirectory
-from recsys_ray.schema import Categorical, Column, Schema
+from recsys_ray.schema import QUERY_SIDES, Categorical, Column, Schema
 from recsys_ray.serving.app.deployments.filters import eligible_items, sql_condition
 from recsys_ray.serving.app.deployments.tasks import REQUESTS_AT_ONCE, Comparison, FoundItems, ModelSources, Refused, UserQuery
 from recsys_ray.serving.app.deployments.users import UserTable, raw_table
@@ -23,9 +23,7 @@ from recsys_ray.serving.index.vector_index import SCORE, VectorIndex, open_index
 from recsys_ray.serving.recommender.candidates import NONE, RetrievedItems, exact_candidates
 from recsys_ray.serving.recommender.recommender import Recommender
 from recsys_ray.serving.recommender.served_catalogue import ServedCatalogue
-from recsys_ray.serving.retriever import QUERY_SIDES
 
-VECTORS_AT_ONCE = 1 << 16
 EXACT = "exact"
 """Stands in answers where there is no index: the service holds the vectors itself and compares all of them."""
 
@@ -38,8 +36,10 @@ class Retrieval:
         retriever = load_retriever(sources.retriever)
         self.catalogue = ServedCatalogue.load(DatasetDirectory.open(retriever.dataset), retriever.item_key)
         self.recommender = Recommender(retriever, None, self.catalogue)
-        self.wanted = _query_columns(retriever.schema)
-        self.user_columns = {column.name: column for column in (*self.wanted, *_query_columns(schema_of(sources.ranker)))}
+        self.wanted = retriever.schema.features_of(*QUERY_SIDES)
+        self.user_columns = {
+            column.name: column for column in (*self.wanted, *schema_of(sources.ranker).features_of(*QUERY_SIDES))
+        }
         self.users = _load_users(sources, retriever.schema, list(self.user_columns.values()))
         self.index = open_index(sources.index, retriever.version) if sources.index else None
         self.vectors = torch.zeros(0) if self.index else embedded_items(self.recommender)
@@ -152,13 +152,7 @@ def schema_of(location: str) -> Schema:
 
 def embedded_items(recommender: Recommender) -> torch.Tensor:
     """Returns the vectors of all items of the catalogue, float32 [N, dim]."""
-    raw, retriever = recommender.catalogue.raw, recommender.retriever
-    parts = [retriever.embed_candidates(raw.slice(start, VECTORS_AT_ONCE)) for start in range(0, len(raw), VECTORS_AT_ONCE)]
-    return torch.from_numpy(np.concatenate(parts))
-
-
-def _query_columns(schema: Schema) -> list[Column]:
-    return [column for column in schema.features if column.side in QUERY_SIDES]
+    return torch.from_numpy(recommender.retriever.embed_candidates(recommender.catalogue.raw))
 
 
 def _load_users(sources: ModelSources, schema: Schema, columns: Sequence[Column]) -> UserTable:

@@ -74,7 +74,7 @@ class RankingTask(NamedTuple):
     k: int
     columns: list[str]
     personal: bool
-    """Whether to put the items in order; popular ones stay in theirs."""
+    """True where the ranking model puts the items in order; popular items keep the order that they have."""
 
 
 class RankedItems(NamedTuple):

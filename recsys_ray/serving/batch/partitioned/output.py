@@ -60,7 +60,7 @@ class BatchOutput:
     out: Path
     manifest: BatchManifest
     delta: bool = False
-    """Whether the files become a Delta table."""
+    """True where the files become a Delta table."""
 
     @property
     def work(self) -> Path:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.sources.column_types import check_columns
 from recsys_ray.data.sources.parquet_files import ParquetFiles, find_parquet
-from recsys_ray.schema import Categorical, Column, Dense, Timestamp
+from recsys_ray.schema import QUERY_SIDES, Categorical, Column, Dense, Timestamp
 from recsys_ray.serving.batch.models import InferenceChoice
 from recsys_ray.serving.batch.recommending.batch_recommender import ADDED_BY_RECOMMENDING
-from recsys_ray.serving.batch.recommending.known_users import query_columns
 from recsys_ray.serving.batch.recommending.seen_items import InteractionColumns
 from recsys_ray.serving.batch.settings import BatchConfig, check_free
 from recsys_ray.serving.bundle import load_ranker, load_retriever
@@ -26,7 +25,7 @@ class RecommendConfig(BatchConfig):
     retriever: str
     """A finished run of a retrieval model, its `model` folder, or the URL of one."""
     ranker: str = ""
-    """The same of a ranking model, which orders what the retrieval model finds; empty: the retrieval model's order."""
+    """A finished run of a ranking model, its `model` folder, or the URL of one; empty: items keep the retrieval model's order."""
     users: str
     """The users: Parquet with the user key and the models' other user columns, raw. A column that is not there is unknown. Each
     row gets a list of its own."""
@@ -45,7 +44,7 @@ class RecommendConfig(BatchConfig):
     history_length: int = 20
     """The most items of --history."""
     inference: InferenceChoice = "auto"
-    """What runs the dense part of the ranking model: torch, onnx (faster on CPUs; extra `serving`), or auto: onnx where it is
+    """The engine of the dense part of the ranking model: torch, onnx (faster on CPUs; extra `serving`), or auto: onnx where it is
     installed and the model allows it."""
     show: int = 0
     """Prints the recommendations to this many users."""
@@ -75,7 +74,7 @@ class RecommendInputs:
     def model_columns(self) -> dict[str, Categorical | Dense]:
         """The columns of user and context that the models read, by name."""
         schemas = [model.schema for model in (self.ranker, self.retriever) if model is not None]
-        return {column.name: column for schema in schemas for column in query_columns(schema)}
+        return {column.name: column for schema in schemas for column in schema.features_of(*QUERY_SIDES)}
 
 
 def open_inputs(config: RecommendConfig) -> RecommendInputs:
@@ -108,7 +107,7 @@ def _check_tables(config: RecommendConfig, inputs: RecommendInputs) -> None:
     check_columns([columns.user], inputs.users.arrow_schema, f"--users {config.users}")
     for model in (inputs.retriever, inputs.ranker):
         if model is not None:
-            there = [column for column in query_columns(model.schema) if column.name in inputs.user_columns]
+            there = [column for column in model.schema.features_of(*QUERY_SIDES) if column.name in inputs.user_columns]
             check_columns(there, inputs.users.arrow_schema, f"--users {config.users}")
     wanted: list[Column] = [columns.user, columns.item, *([Timestamp(columns.timestamp)] if columns.timestamp else [])]
     for path, table in zip(config.interactions, inputs.interactions, strict=True):

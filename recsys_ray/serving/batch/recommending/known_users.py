@@ -7,16 +7,10 @@ import pyarrow as pa
 
 from recsys_ray.columns import LENGTHS
 from recsys_ray.data.transform import as_floats, rejections
-from recsys_ray.schema import Categorical, Dense, Schema
+from recsys_ray.schema import QUERY_SIDES, Categorical
 from recsys_ray.serving.encoder import Encoder, with_unknown
-from recsys_ray.serving.retriever import QUERY_SIDES
 
 UNKNOWN_USER = "the model knows neither the user nor a feature of theirs"
-
-
-def query_columns(schema: Schema) -> list[Categorical | Dense]:
-    """Returns the columns of the user and the context that a model reads."""
-    return [column for column in schema.features if column.side in QUERY_SIDES]
 
 
 def reasons_for_popular(users: pa.Table, retriever: Encoder, ranker: Encoder | None) -> np.ndarray:
@@ -26,7 +20,7 @@ def reasons_for_popular(users: pa.Table, retriever: Encoder, ranker: Encoder | N
     """
     reasons = np.full(users.num_rows, None, dtype=object)
     for encoder in (retriever, ranker) if ranker is not None else (retriever,):
-        wanted = query_columns(encoder.schema)
+        wanted = encoder.schema.features_of(*QUERY_SIDES)
         found = rejections(with_unknown(users, wanted), wanted)
         reasons = np.where(reasons == None, found, reasons)  # noqa: E711 (element by element)
     usable = np.flatnonzero(reasons == None)  # noqa: E711
@@ -37,7 +31,7 @@ def reasons_for_popular(users: pa.Table, retriever: Encoder, ranker: Encoder | N
 
 def is_known(users: pa.Table, encoder: Encoder) -> np.ndarray:
     """Returns for each user, bool, whether any column of side user has a value that the model has seen in training."""
-    wanted = [column for column in encoder.schema.features if column.side == "user"]
+    wanted = encoder.schema.features_of("user")
     users = with_unknown(users, wanted)
     encoded = encoder.encode(users, wanted)
     known = np.zeros(users.num_rows, bool)
