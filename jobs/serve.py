@@ -24,6 +24,7 @@ from recsys_ray.serving.app.deploy import ServiceConfig
 from recsys_ray.serving.app.deployments.tasks import ModelSources
 from recsys_ray.serving.app.request_logging import RequestLogConfig, open_request_log
 from recsys_ray.serving.app.run import run_service
+from recsys_ray.serving.bundle import InferenceEngine, TablePrecision
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class ServeJob:
     """CPUs that the cluster sets aside for each replica. While models are swapped, both pairs are there."""
     threads: int = 1
     """Threads on which each replica computes."""
+    inference: InferenceEngine = "auto"
+    """What runs the dense part of the ranking model: torch, onnx, onnx-int8; auto: onnx where it is installed and can run it."""
+    tables: TablePrecision = "fp32"
+    """The type of the ranking model's embeddings in memory: fp16 halves and int8 quarters them, at a small loss."""
     timeout_seconds: float = 10.0
     """The longest time to an answer."""
     max_body_bytes: int = 1 << 20
@@ -62,7 +67,9 @@ class ServeJob:
 
 def main(job: ServeJob) -> None:
     """Puts the models into service."""
-    sources = ModelSources(job.retriever, job.ranker, job.index, job.users, job.interactions, job.threads)
+    sources = ModelSources(
+        job.retriever, job.ranker, job.index, job.users, job.interactions, job.threads, job.inference, job.tables
+    )
     config = ServiceConfig(
         host=job.host,
         port=job.port,

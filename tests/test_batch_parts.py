@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from recsys_ray.command_line import JobError
 from recsys_ray.data.sources.parquet_files import find_parquet
@@ -20,6 +21,7 @@ from recsys_ray.serving.batch.partitioned.row_ranges import RowRange, read_rows,
 from recsys_ray.serving.batch.recommending import user_buckets
 from recsys_ray.serving.batch.recommending.seen_items import SEEN, InteractionColumns, with_history, with_seen
 from recsys_ray.serving.batch.recommending.user_buckets import BucketedTable, missing_ranges, write_range
+from recsys_ray.serving.recommender.candidates import largest
 
 pytestmark = pytest.mark.unit
 USER, ITEM = Categorical("user", "user", "string"), Categorical("item", "item")
@@ -29,6 +31,26 @@ def write_files(folder: Path, table: pa.Table, sizes: list[int], row_group: int 
     folder.mkdir()
     for number, size in enumerate(sizes):
         pq.write_table(table.slice(sum(sizes[:number]), size), folder / f"{number}.parquet", row_group_size=row_group)
+
+
+def test_the_largest_products_are_those_of_topk() -> None:
+    """Among ties, items that are barred, users who may have few items or none, and a model that has diverged."""
+    random = torch.Generator().manual_seed(0)
+    products = torch.randn(9, 5003, generator=random)
+    products[1] = products[1].round()
+    products[2, torch.rand(5003, generator=random) < 0.5] = -torch.inf
+    products[3, 40:] = -torch.inf
+    products[4] = -torch.inf
+    products[5] = products[5].sort().values
+    products[6] = products[6].sort(descending=True).values
+    for n in (1, 50, 300):
+        found = largest(products, n)
+        np.testing.assert_array_equal(found.scores, products.topk(n).values.numpy())
+        there = np.isfinite(found.scores)
+        assert np.array_equal(np.take_along_axis(products.numpy(), found.positions, 1)[there], found.scores[there])
+        assert all(len(np.unique(row[kept])) == kept.sum() for row, kept in zip(found.positions, there, strict=True))
+        nothing = largest(torch.full((2, 5003), torch.nan), n).scores
+        assert not np.isfinite(nothing).any()
 
 
 def test_ranges_cover_every_row_once_whatever_the_row_groups(tmp_path: Path) -> None:

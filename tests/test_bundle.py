@@ -23,7 +23,6 @@ from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.loading.split_reader import read_split
 from recsys_ray.data.vocabulary import ValueLookup
 from recsys_ray.models.evaluation.binary_metrics import binary_metrics
-from recsys_ray.models.rows import take_rows
 from recsys_ray.serving.bundle import load_bundle, load_ranker
 from recsys_ray.training.finishing import export
 from recsys_ray.training.train import train
@@ -240,18 +239,12 @@ def test_a_vocabulary_of_a_million_is_looked_up_at_once() -> None:
 
 
 def test_every_way_to_score_a_row_agrees(run: Path) -> None:
-    """Plain rows, pairs of a user and an item, ONNX Runtime, and tables of fewer bits, for values seen, unseen and missing."""
+    """PyTorch, ONNX Runtime, and numbers of fewer bits, for values seen, unseen and missing."""
     ranker, onnx = load_ranker(run), load_ranker(run, engine="onnx")
     columns = ranker.encoder.encode(raw_rows(ranker, 200), ranker.schema.features)
     scores = ranker.predict_encoded(columns)
     np.testing.assert_allclose(onnx.predict_encoded(columns), scores, atol=1e-6)
-    half = {column.name for column in ranker.schema.features[::2]}
-    ours, theirs = ({name: columns[name] for name in columns if (name in half) == first} for first in (True, False))
-    user = np.random.default_rng(0).integers(0, 200, 500)
-    expanded = {**take_rows(ours, torch.from_numpy(user)), **take_rows(theirs, torch.arange(500) % 200)}
-    for one in (ranker, onnx):
-        pairs = one.predict_pairs(ours, take_rows(theirs, torch.arange(500) % 200), user)
-        np.testing.assert_allclose(pairs, ranker.predict_encoded(expanded), atol=1e-6)
+    np.testing.assert_allclose(load_ranker(run, engine="onnx-int8").predict_encoded(columns), scores, atol=1e-2)
     whole = open_bundle(run).tensor_bytes()
     for precision, tolerance in (("fp16", 1e-3), ("int8", 1e-2)):
         small = load_ranker(run, tables=precision)

@@ -61,7 +61,7 @@ def build_dlrm(config: DLRMConfig, context: BuildContext) -> Task:
         lower_is_better=True,
         headline=("auc", "ne"),
         loss_name="log loss",
-        split=SplitRanker(lambda batch: model.sparse_arch(batch.sparse), DenseScores(model), config.embedding_dim),
+        split=split_ranker(model, config.embedding_dim),
     )
 
 
@@ -90,6 +90,12 @@ def _dlrm(config: DLRMConfig, schema: Schema, device: torch.device) -> DLRM:
             model.inter_arch.to(device)
     model.sparse_arch = SparseFeatures(tables)
     return model
+
+
+def split_ranker(model: DLRM, dim: int) -> SplitRanker:
+    """Returns the embedding tables and the rest of a DLRM as two parts."""
+    features = tuple(model.sparse_arch.sparse_feature_names)
+    return SplitRanker(lambda batch: model.sparse_arch(batch.sparse), features, DenseScores(model), dim)
 
 
 class WeightedBinaryLoss(nn.Module):

@@ -97,11 +97,13 @@ class Towers:
 class SplitRanker:
     """A ranking model in two parts, so that an inference engine can run the second and a user's part is computed once.
 
-    A feature without values must have the embedding zero.
+    `Batch.dense` has the schema's dense columns in order, or one column of zeros where there are none.
     """
 
     lookup: Callable[[Batch], torch.Tensor]
-    """Returns the pooled embeddings of a batch, [B, features, dim]."""
+    """Returns the pooled embeddings of a batch, [B, F, dim], in the order of `features`."""
+    features: tuple[str, ...]
+    """The names of the schema's categorical columns; those that share a table may follow each other."""
     dense: nn.Module
     """Maps `Batch.dense` and the embeddings to the scores [B] that `Task.predict` returns. It holds no embedding table."""
     dim: int

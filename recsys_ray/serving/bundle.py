@@ -12,6 +12,7 @@ It needs no GPU, no Ray and no process group, and runs no code from the bundle. 
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -27,13 +28,15 @@ from recsys_ray.models.registry import build_task, model_config
 from recsys_ray.models.task import BuildContext, Task
 from recsys_ray.schema import Schema
 from recsys_ray.serving.encoder import Encoder
-from recsys_ray.serving.onnx_engine import DenseEngine, onnx_engine
+from recsys_ray.serving.onnx_engine import PairEngine, is_installed, onnx_engine
+from recsys_ray.serving.pair_scores import PairScores
 from recsys_ray.serving.quantized import quantize_tables
 from recsys_ray.serving.ranker import Ranker
 from recsys_ray.serving.retriever import Retriever
 
+logger = logging.getLogger(__name__)
 TablePrecision = Literal["fp32", "fp16", "int8"]
-InferenceEngine = Literal["torch", "onnx"]
+InferenceEngine = Literal["auto", "torch", "onnx", "onnx-int8"]
 MLFLOW_URIS = ("models:/", "runs:/")
 
 
@@ -49,7 +52,9 @@ def load_bundle(
 
     Args:
         tables: the type in which embeddings are kept; fp16 halves them and int8 quarters them, at a small loss.
-        engine: what runs the dense part of a ranking model; onnx is faster on CPUs and needs the extra `serving`.
+        engine: what runs the dense part of a ranking model. onnx is faster on CPUs, needs the extra `serving` and some seconds to
+            load; onnx-int8 rounds the weights too, at a small loss; auto is onnx on a CPU where it is installed and can run the
+            model, else torch.
         verify: compare every file with its checksum, which reads the whole bundle once more.
 
     Raises FileNotFoundError where there is no bundle, BundleError for one that is damaged or not to be trusted.
@@ -65,8 +70,7 @@ def load_bundle(
     encoder = Encoder(schema, build_lookups(load_vocabularies(bundle.folder, schema)))
     if task.towers is not None:
         return Retriever(bundle.manifest, encoder, task, torch.device(device))
-    runs = dense_engine(task, schema) if engine == "onnx" else None
-    return Ranker(bundle.manifest, encoder, task, torch.device(device), runs)
+    return Ranker(bundle.manifest, encoder, task, torch.device(device), pair_engine(task, schema, engine, device))
 
 
 def bundle_folder(location: str) -> Path:
@@ -97,11 +101,23 @@ def task_without_weights(bundle: BundleFolder, schema: Schema) -> Task:
         return build_task(config, BuildContext(schema, torch.device("cpu")))
 
 
-def dense_engine(task: Task, schema: Schema) -> DenseEngine:
-    """Returns an engine for the dense part of a ranking model. Raises ValueError for a model that is not split."""
+def pair_engine(task: Task, schema: Schema, engine: InferenceEngine, device: str) -> PairEngine | None:
+    """Returns the engine of a ranking model's dense part, None for PyTorch. Raises ValueError for one that cannot run it."""
+    if engine == "torch":
+        return None
+    if engine == "auto":
+        if device != "cpu" or task.split is None or not is_installed():
+            return None
+        try:
+            return pair_engine(task, schema, "onnx", device)
+        except ValueError as error:
+            logger.warning("PyTorch runs the dense part of the model: %s", error)
+            return None
+    if device != "cpu":
+        raise ValueError(f"engine {engine} runs on a CPU, and the device is {device}: use engine torch")
     if task.split is None:
-        raise ValueError("engine onnx runs models that can be split (Task.split), and this one cannot: use engine torch")
-    return onnx_engine(task.split.dense, max(len(schema.dense), 1), (len(schema.categorical), task.split.dim))
+        raise ValueError(f"engine {engine} runs models that can be split (Task.split), and this one cannot: use engine torch")
+    return onnx_engine(PairScores(task.split, schema), schema, task.split.dim, int8=engine == "onnx-int8")
 
 
 def load_ranker(location: str | Path, **options: str) -> Ranker:

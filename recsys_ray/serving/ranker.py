@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -10,12 +12,15 @@ import torch
 from recsys_ray.bundle.manifest import Manifest
 from recsys_ray.columns import LENGTHS, ROW_WEIGHT, Columns
 from recsys_ray.models.rows import take_rows
-from recsys_ray.models.task import Batch, SplitRanker, Task
-from recsys_ray.schema import Dense, Schema
+from recsys_ray.models.task import Batch, Task
+from recsys_ray.schema import QUERY_SIDES, Dense, Schema, Side
 from recsys_ray.serving.encoder import Encoder, RawRows, as_table
-from recsys_ray.serving.onnx_engine import DenseEngine
+from recsys_ray.serving.onnx_engine import PairEngine
+from recsys_ray.serving.pair_scores import PairScores, SideFeatures
 
 PREDICTED_AT_ONCE = 8192
+PairSide: TypeAlias = "SideFeatures | Columns"
+"""Users or items for `Ranker.score_pairs`: looked up where the model can be split, else encoded columns."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +31,8 @@ class Ranker:
     encoder: Encoder
     task: Task
     device: torch.device
-    engine: DenseEngine | None = None
-    """Runs the dense part of a model that can be split; None: PyTorch runs the whole."""
+    engine: PairEngine | None = None
+    """Runs the dense part of a model that can be split; None: PyTorch runs it."""
 
     @property
     def version(self) -> str:
@@ -57,35 +62,52 @@ class Ranker:
         if not row_count(columns, self.schema):
             return np.zeros(0, np.float32)
         batch = self._batch(columns)
-        if self.engine is not None and self.task.split is not None:
-            return self.engine(batch.dense, self.task.split.lookup(batch))
-        return self.task.predict(self.task.module, batch).float().cpu().numpy()
+        if self.engine is None:
+            return self.task.predict(self.task.module, batch).float().cpu().numpy()
+        (users, items), rows = self._sides(batch, QUERY_SIDES, ("item",)), torch.arange(len(batch.dense))
+        return self.engine(users, items, rows, rows)
 
     @torch.inference_mode()
-    def predict_pairs(self, users: Columns, items: Columns, user: np.ndarray) -> np.ndarray:
-        """Returns the score of each item for its user, float32 [items].
+    def look_up(self, columns: Columns, *sides: Side) -> PairSide:
+        """Looks up rows of users (QUERY_SIDES) or of items, so that this is done once and not once a pair.
 
-        Args:
-            users: encoded user and context columns of U users, which are looked up once.
-            items: encoded item columns.
-            user: int64 [items], the row of `users` of each item.
+        `columns` has the encoded columns of these sides.
         """
+        if self.task.split is None:
+            return columns
+        return self._sides(self._batch(without_values(columns, self.schema)), sides)[0]
+
+    @torch.inference_mode()
+    def score_pairs(self, users: PairSide, items: PairSide, user: torch.Tensor, item: torch.Tensor) -> np.ndarray:
+        """Returns the score of each pair, float32 [B]; `user` and `item`, int64 [B], are rows of `users` and of `items`."""
         if not len(user):
             return np.zeros(0, np.float32)
-        if self.task.split is None:
-            return self.predict_encoded({**take_rows(users, torch.from_numpy(user)), **items})
-        ours, theirs = self._side(users, self.task.split), self._side(items, self.task.split)
-        place = torch.from_numpy(user).to(self.device)
-        # Either side has zeros in the place of the other's features.
-        dense, pooled = theirs[0] + ours[0][place], theirs[1] + ours[1][place]
+        if not isinstance(users, SideFeatures):
+            assert not isinstance(items, SideFeatures)
+            return self.predict_encoded({**take_rows(users, user), **take_rows(items, item)})
+        if not isinstance(items, SideFeatures):
+            return self.score_pairs(users, self.look_up(take_rows(items, item), "item"), user, torch.arange(len(item)))
         if self.engine is not None:
-            return self.engine(dense, pooled)
-        return self.task.split.dense(dense, pooled).float().cpu().numpy()
+            return self.engine(users, items, user, item)
+        return self._pairs(users, items, user.to(self.device), item.to(self.device)).float().cpu().numpy()
 
-    def _side(self, columns: Columns, split: SplitRanker) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns dense features and pooled embeddings of rows with some of the columns; those of the others are zero."""
-        batch = self._batch(without_values(columns, self.schema))
-        return batch.dense, split.lookup(batch)
+    @cached_property
+    def _pairs(self) -> PairScores:
+        assert self.task.split is not None
+        return PairScores(self.task.split, self.schema).eval()
+
+    def _sides(self, batch: Batch, *groups: tuple[Side, ...]) -> list[SideFeatures]:
+        """Returns the features of each group of sides."""
+        assert self.task.split is not None
+        embeddings, features = self.task.split.lookup(batch), self.task.split.features
+        side_of = {column.name: column.side for column in self.schema.categorical}
+
+        def of(sides: tuple[Side, ...]) -> SideFeatures:
+            dense = [place for place, column in enumerate(self.schema.dense) if column.side in sides]
+            categorical = [place for place, name in enumerate(features) if side_of[name] in sides]
+            return SideFeatures(batch.dense[:, dense], embeddings[:, categorical])
+
+        return [of(sides) for sides in groups]
 
     def _batch(self, columns: Columns) -> Batch:
         rows = row_count(columns, self.schema)

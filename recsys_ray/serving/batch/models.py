@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from recsys_ray.serving.bundle import load_ranker, load_retriever
+from recsys_ray.serving.bundle import InferenceEngine, TablePrecision, load_ranker, load_retriever
 from recsys_ray.serving.ranker import Ranker
 from recsys_ray.serving.retriever import Retriever
 
-InferenceChoice = Literal["auto", "torch", "onnx"]
 InferenceDevice = Literal["cpu", "cuda"]
 
 
@@ -22,11 +20,12 @@ class BatchModel:
     location: str
     version: str
     device: InferenceDevice = "cpu"
-    inference: InferenceChoice = "torch"
+    inference: InferenceEngine = "torch"
+    tables: TablePrecision = "fp32"
 
     def load_ranker(self) -> Ranker:
         """Loads a ranking model. Raises ValueError where another version has taken its place."""
-        ranker = load_ranker(self.location, device=self.device, engine=self.inference)
+        ranker = load_ranker(self.location, device=self.device, engine=self.inference, tables=self.tables)
         self._check(ranker.version)
         return ranker
 
@@ -44,11 +43,3 @@ class BatchModel:
 def absolute_location(location: str) -> str:
     """Returns a location that means the same in every process: URLs stay as they are."""
     return location if "://" in location else str(Path(location).absolute())
-
-
-def chosen_inference(wanted: InferenceChoice, ranker: Ranker) -> InferenceChoice:
-    """Returns what runs the dense part: for auto ONNX Runtime on a CPU where it is installed and the model can be split."""
-    if wanted != "auto":
-        return wanted
-    can = ranker.device.type == "cpu" and ranker.task.split is not None
-    return "onnx" if can and find_spec("onnxruntime") and find_spec("onnxscript") else "torch"

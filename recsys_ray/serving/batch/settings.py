@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from recsys_ray.serving.batch.models import InferenceDevice
+from recsys_ray.serving.bundle import InferenceEngine, TablePrecision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,11 @@ class BatchConfig:
     workers: int = 0
     """With Ray: how many processes, each with its own copy of the models; 0: one a core, or with --device cuda one a GPU."""
     device: InferenceDevice = "cpu"
+    inference: InferenceEngine = "auto"
+    """What runs the dense part of the ranking model: torch; onnx (faster on CPUs; extra `serving`); onnx-int8 (faster yet, at a
+    small loss: jobs/compare_precision.py); auto: onnx on a CPU where it is installed and can run the model."""
+    tables: TablePrecision = "fp32"
+    """The type of the ranking model's embeddings in memory: fp16 halves and int8 quarters them, at a small loss."""
     overwrite: bool = False
     """Replace an output that was made of other rows or by another model, or begin one again that was not finished."""
 

@@ -10,6 +10,8 @@ import torch
 
 SCORES_AT_ONCE = 1 << 24
 """Scores of users and items that are held in memory together, 64 MB."""
+SMALLEST_GROUP = 8
+"""The items of a group below which `largest` does not pay."""
 NONE = -1
 """The position of an item that is not there: a user has fewer candidates than others."""
 
@@ -49,10 +51,35 @@ def exact_candidates(
             products[:, barred] = -torch.inf
         if exclude:
             products[_pairs(exclude[part], items.device)] = -torch.inf
-        best = torch.topk(products, n, dim=1)
-        scores[part], positions[part] = best.values.cpu().numpy(), best.indices.cpu().numpy()
+        best = largest(products, n)
+        scores[part], positions[part] = best.scores, best.positions
     positions[np.isneginf(scores)] = NONE
     return RetrievedItems(positions, scores)
+
+
+def largest(products: torch.Tensor, n: int) -> RetrievedItems:
+    """Returns the n largest of each row of products, float32 [U, N], like torch.topk, which takes twice as long on a CPU.
+
+    Of 2n groups of items, n have a maximum that is at least the n-th largest maximum. So the n largest items are at least as
+    large as that, and few others are.
+    """
+    groups = 2 * n
+    width = products.shape[1] // groups
+    if products.is_cuda or width < SMALLEST_GROUP:
+        best = torch.topk(products, n, dim=1)
+        return RetrievedItems(best.indices.cpu().numpy(), best.values.cpu().numpy())
+    maxima = products[:, : groups * width].unflatten(1, (groups, width)).amax(2)
+    bounds = torch.topk(maxima, n, dim=1).values[:, -1:]
+    large = torch.from_numpy(np.flatnonzero((products >= bounds).numpy()))
+    row, position = large // products.shape[1], large % products.shape[1]
+    starts = torch.searchsorted(row, torch.arange(len(products)))
+    place = torch.arange(len(large)) - starts[row]
+    widest = int(torch.bincount(row, minlength=len(products)).max())
+    found = torch.full((len(products), max(n, widest)), -torch.inf)
+    where = torch.zeros(found.shape, dtype=torch.int64)
+    found[row, place], where[row, place] = products.view(-1)[large], position
+    best = torch.topk(found, n, dim=1)
+    return RetrievedItems(where.gather(1, best.indices).numpy(), best.values.numpy())
 
 
 def _pairs(exclude: Sequence[np.ndarray], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from recsys_ray.models.rows import take_rows
 from recsys_ray.schema import QUERY_SIDES
 from recsys_ray.serving.encoder import RawRows, with_unknown
 from recsys_ray.serving.ranker import Ranker
@@ -16,7 +15,7 @@ from recsys_ray.serving.recommender.candidates import NONE, RetrievedItems
 from recsys_ray.serving.recommender.served_catalogue import ServedCatalogue
 from recsys_ray.serving.retriever import Retriever
 
-PAIRS_AT_ONCE = 1 << 12
+PAIRS_AT_ONCE = 1 << 11
 """About how many pairs of user and item are scored together: few enough for a core's own cache."""
 
 
@@ -59,19 +58,19 @@ class Recommender:
 def rank_items(ranker: Ranker, catalogue: ServedCatalogue, users: RawRows, positions: np.ndarray) -> np.ndarray:
     """Returns the ranking model's scores of the items at `positions`, int64 [U, n], for each user: float32 [U, n].
 
-    A user's columns are encoded once, not once an item; a column that `users` does not have counts as unknown. The score of NONE
+    A user is looked up once, not once an item; a column that `users` does not have counts as unknown. The score of NONE
     is NaN.
     """
+    assert catalogue.ranked_items is not None
     wanted = ranker.schema.features_of(*QUERY_SIDES)
-    encoded = ranker.encoder.encode(with_unknown(users, wanted), wanted)
+    looked_up = ranker.look_up(ranker.encoder.encode(with_unknown(users, wanted), wanted), *QUERY_SIDES)
     scores = np.full(positions.shape, np.nan, np.float32)
     step = max(1, PAIRS_AT_ONCE // max(1, positions.shape[1]))
     for start in range(0, len(positions), step):
         some = positions[start : start + step]
         user, place = np.nonzero(some != NONE)
-        users_columns = take_rows(encoded, torch.arange(start, start + len(some)))
-        items_columns = catalogue.encoded_items(torch.from_numpy(some[user, place]))
-        scores[start + user, place] = ranker.predict_pairs(users_columns, items_columns, user)
+        pairs = torch.from_numpy(start + user), torch.from_numpy(some[user, place])
+        scores[start + user, place] = ranker.score_pairs(looked_up, catalogue.ranked_items, *pairs)
     return scores
 
 

@@ -1,4 +1,4 @@
-"""The items that may be recommended, as a service holds them: raw columns for answers, encoded columns for the ranking model."""
+"""The items that may be recommended, as a service holds them: raw columns for answers, and what the ranking model reads."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from recsys_ray.columns import FREQUENCY, Columns
+from recsys_ray.columns import FREQUENCY
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.dataset.tables import load_catalogue
 from recsys_ray.data.vocabulary import ValueLookup
 from recsys_ray.models.rows import take_rows
-from recsys_ray.serving.ranker import Ranker
+from recsys_ray.serving.pair_scores import SideFeatures
+from recsys_ray.serving.ranker import PREDICTED_AT_ONCE, PairSide, Ranker
+
+LARGEST_LOOKED_UP = 1 << 28
+"""The most bytes of features that are looked up for all items beforehand, in each process."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,8 @@ class ServedCatalogue:
     """Finds positions by key."""
     frequency: np.ndarray
     """float32 [N]: how many positive training rows have each item."""
-    encoded: Columns
-    """The item columns that the ranking model reads; empty without one."""
+    ranked_items: PairSide | None = None
+    """The items as `Ranker.score_pairs` takes them; None without a ranking model."""
 
     @staticmethod
     def load(dataset: DatasetDirectory, key: str, ranker: Ranker | None = None) -> ServedCatalogue:
@@ -40,11 +44,9 @@ class ServedCatalogue:
         raw = table.drop_columns([FREQUENCY])
         keys = raw[key].combine_chunks()
         keys = keys.cast(pa.int64() if pa.types.is_integer(keys.type) else pa.string())
-        encoded: Columns = {}
-        if ranker is not None:
-            encoded = ranker.encoder.encode(raw, ranker.schema.features_of("item"))
+        ranked = None if ranker is None else ranked_items(ranker, raw)
         frequency = table[FREQUENCY].to_numpy().astype(np.float32)
-        return ServedCatalogue(raw, key, ValueLookup.of(keys), frequency, encoded)
+        return ServedCatalogue(raw, key, ValueLookup.of(keys), frequency, ranked)
 
     def __len__(self) -> int:
         return self.raw.num_rows
@@ -63,6 +65,14 @@ class ServedCatalogue:
         """Returns raw columns of the items at these positions."""
         return self.raw.select(list(columns)).take(pa.array(positions))
 
-    def encoded_items(self, positions: torch.Tensor) -> Columns:
-        """Returns the ranking model's columns of the items at these positions."""
-        return take_rows(self.encoded, positions)
+
+def ranked_items(ranker: Ranker, items: pa.Table) -> PairSide:
+    """Returns raw items as `Ranker.score_pairs` takes them: looked up, or encoded only where that would take too much memory."""
+    columns = ranker.encoder.encode(items, ranker.schema.features_of("item"))
+    looked_up = []
+    for rows in torch.arange(items.num_rows).split(PREDICTED_AT_ONCE):
+        part = ranker.look_up(take_rows(columns, rows), "item")
+        if not isinstance(part, SideFeatures) or sum(one.nbytes for one in part) * items.num_rows > LARGEST_LOOKED_UP * len(rows):
+            return columns
+        looked_up.append(part)
+    return SideFeatures(*map(torch.cat, zip(*looked_up, strict=True)))

@@ -26,7 +26,7 @@ class Ranking:
 
     def __init__(self, sources: ModelSources, dataset: str, item_key: str) -> None:
         torch.set_num_threads(sources.threads)
-        self.ranker = load_ranker(sources.ranker)
+        self.ranker = load_ranker(sources.ranker, engine=sources.inference, tables=sources.tables)
         self.catalogue = ServedCatalogue.load(DatasetDirectory.open(dataset), item_key, self.ranker)
         self.wanted = self.ranker.schema.features_of(*QUERY_SIDES)
 

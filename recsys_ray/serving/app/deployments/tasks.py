@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from recsys_ray.serving.bundle import InferenceEngine, TablePrecision
 
 REQUESTS_AT_ONCE = 32
 """The most requests that go through a model together."""
@@ -28,6 +29,10 @@ class ModelSources:
     """A Parquet table of what users did, for the page; empty: the splits of the retrieval model's dataset."""
     threads: int = 1
     """Threads on which a replica computes."""
+    inference: InferenceEngine = "auto"
+    """What runs the dense part of the ranking model."""
+    tables: TablePrecision = "fp32"
+    """The type of the ranking model's embeddings in memory."""
 
 
 class Comparison(NamedTuple):

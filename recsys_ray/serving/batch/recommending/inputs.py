@@ -8,7 +8,6 @@ from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.sources.column_types import check_columns
 from recsys_ray.data.sources.parquet_files import ParquetFiles, find_parquet
 from recsys_ray.schema import QUERY_SIDES, Categorical, Column, Dense, Timestamp
-from recsys_ray.serving.batch.models import InferenceChoice
 from recsys_ray.serving.batch.recommending.batch_recommender import ADDED_BY_RECOMMENDING
 from recsys_ray.serving.batch.recommending.seen_items import InteractionColumns
 from recsys_ray.serving.batch.settings import BatchConfig, check_free
@@ -43,9 +42,6 @@ class RecommendConfig(BatchConfig):
     """A list column of the models, which --users lacks, to fill with the items that the user saw last, latest first."""
     history_length: int = 20
     """The most items of --history."""
-    inference: InferenceChoice = "auto"
-    """The engine of the dense part of the ranking model: torch, onnx (faster on CPUs; extra `serving`), or auto: onnx where it is
-    installed and the model allows it."""
     show: int = 0
     """Prints the recommendations to this many users."""
     users_per_file: int = 4096

@@ -6,7 +6,7 @@ from collections import Counter
 from functools import partial
 
 from recsys_ray.data.sources.parquet_files import ParquetFiles
-from recsys_ray.serving.batch.models import BatchModel, absolute_location, chosen_inference
+from recsys_ray.serving.batch.models import BatchModel, absolute_location
 from recsys_ray.serving.batch.partitioned.output import BatchManifest, BatchOutput
 from recsys_ray.serving.batch.partitioned.row_ranges import rows_fingerprint
 from recsys_ray.serving.batch.partitioned.stages import Stage, StageRunner, check_all, output_of
@@ -71,8 +71,8 @@ def _plan(config: RecommendConfig, inputs: RecommendInputs, output: BatchOutput)
     retriever = BatchModel(absolute_location(config.retriever), inputs.retriever.version, config.device)
     ranker = None
     if inputs.ranker is not None:
-        inference = chosen_inference(config.inference, inputs.ranker)
-        ranker = BatchModel(absolute_location(config.ranker), inputs.ranker.version, config.device, inference)
+        location, version = absolute_location(config.ranker), inputs.ranker.version
+        ranker = BatchModel(location, version, config.device, config.inference, config.tables)
     request = RecommendSizes(config.candidates, config.k, config.item_columns)
     vectors = output.scratch / "item_vectors.npy"
 

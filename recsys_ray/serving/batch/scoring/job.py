@@ -8,7 +8,7 @@ from functools import partial
 
 from recsys_ray.data.sources.column_types import check_columns
 from recsys_ray.data.sources.parquet_files import ParquetFiles, find_parquet
-from recsys_ray.serving.batch.models import BatchModel, InferenceChoice, absolute_location, chosen_inference
+from recsys_ray.serving.batch.models import BatchModel, absolute_location
 from recsys_ray.serving.batch.partitioned.output import BatchManifest
 from recsys_ray.serving.batch.partitioned.row_ranges import row_ranges, rows_fingerprint
 from recsys_ray.serving.batch.partitioned.stages import Stage, StageRunner, check_all, output_of
@@ -25,9 +25,6 @@ class ScoreConfig(BatchConfig):
     """A finished run of a ranking model, its `model` folder, or the URL of one."""
     rows: str
     """Raw rows: a Parquet file, folder, glob or object-store URL with the columns that the model reads; null means unknown."""
-    inference: InferenceChoice = "torch"
-    """What runs the dense part of the model: torch; onnx (extra `serving`), faster on CPUs, though loading takes seconds longer;
-    auto: onnx where it is installed and the model allows it."""
     rows_per_file: int = 250_000
     """The rows of a partition, which is an output file, and what is done again when a worker is killed."""
 
@@ -41,7 +38,7 @@ def score(config: ScoreConfig) -> Counter[str]:
     files = find_parquet(config.rows)
     check_columns(ranker.schema.features, files.arrow_schema, f"--rows {config.rows}")
     check_free(files.arrow_schema.names, ADDED_BY_SCORING, f"--rows {config.rows}")
-    model = BatchModel(absolute_location(config.model), ranker.version, config.device, chosen_inference(config.inference, ranker))
+    model = BatchModel(absolute_location(config.model), ranker.version, config.device, config.inference, config.tables)
     output = output_of(config, _manifest(config, files, ranker.version))
     if output.begin(config.overwrite):
         plan = ScoringPlan(model, files, config.rows_per_file, output)
