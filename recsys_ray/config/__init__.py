@@ -5,7 +5,7 @@ A training job has one literal of these; tyro overrides it on the command line
 """
 
 from recsys_ray.config.data import DataConfig, PrepareConfig, SplitConfig
-from recsys_ray.config.launch import LaunchConfig, RayConfig, SparkConfig
+from recsys_ray.config.launch import LaunchConfig, LaunchedConfig, RayConfig, SparkConfig
 from recsys_ray.config.run import ModelConfig, TrainConfig, with_absolute_paths
 from recsys_ray.config.training import CheckpointConfig, LoopConfig, OptimizerConfig, ShardingConfig, TrackingConfig
 
@@ -13,6 +13,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "LaunchConfig",
+    "LaunchedConfig",
     "LoopConfig",
     "ModelConfig",
     "OptimizerConfig",

@@ -1,9 +1,9 @@
-"""Settings of the engine that starts the training workers."""
+"""Settings of the engine that starts the workers, and what it asks of the configuration that it hands to them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 
 @dataclass(frozen=True)
@@ -55,3 +55,19 @@ class LaunchConfig:
     """How often failed workers are started again; training then resumes from the last checkpoint."""
     ray: RayConfig = field(default_factory=RayConfig)
     spark: SparkConfig = field(default_factory=SparkConfig)
+
+
+class LaunchedConfig(Protocol):
+    """A configuration that a launcher can hand to every worker: a training run's, or a job's of another kind."""
+
+    @property
+    def run_dir(self) -> str:
+        """The folder, on storage that all workers share, for the launcher's own files."""
+
+    @property
+    def launch(self) -> LaunchConfig:
+        """The engine, and its workers."""
+
+    @property
+    def grace_seconds(self) -> float:
+        """How long the workers have to stop by themselves after SIGTERM to the launching process."""

@@ -39,6 +39,11 @@ class TrainConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 
+    @property
+    def grace_seconds(self) -> float:
+        """How long SIGTERM leaves the workers to finish their step and write a checkpoint."""
+        return self.checkpoint.grace_seconds
+
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """Makes the paths of a run absolute, since workers may have another working directory. URLs stay as they are."""

@@ -6,14 +6,14 @@ and LaunchConfig.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Protocol
 
-from recsys_ray.config import LaunchConfig, TrainConfig
+from recsys_ray.config import LaunchConfig
 from recsys_ray.launch.stopping import sigterm_as_stop_request
-from recsys_ray.launch.worker import Train
+from recsys_ray.launch.worker import Config
 from recsys_ray.logs import configure_logging
 
 LAUNCHERS = {
@@ -25,12 +25,12 @@ LAUNCHERS = {
 
 
 class Launcher(Protocol):
-    """An engine that runs `train(config)` once on every worker.
+    """An engine that runs `work(config)`, such as `train(config)`, once on every worker.
 
     Each worker finds RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE and MASTER_* set. Results live in the run directory.
     """
 
-    def run(self, train: Train, config: TrainConfig) -> None:
+    def run(self, work: Callable[[Config], None], config: Config) -> None:
         """Returns when all workers are done. Raises WorkerFailed for any worker's failure."""
 
 

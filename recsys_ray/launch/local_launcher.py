@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig as ElasticConfig
 from torch.distributed.launcher.api import elastic_launch
 
-from recsys_ray.config import LaunchConfig, TrainConfig
+from recsys_ray.config import LaunchConfig
 from recsys_ray.environment import environment
-from recsys_ray.launch.worker import Train, launched_run, run_worker, without_gpus
+from recsys_ray.launch.worker import Config, launched_run, run_worker, without_gpus
 from recsys_ray.launch.worker_records import RECORDS_FOLDER, explain_failure
 
 HANDLED_SIGNALS = "SIGINT,SIGHUP,SIGQUIT"
@@ -28,8 +28,8 @@ OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 class LocalLauncher:
     """A Launcher by torch elastic."""
 
-    def run(self, train: Train, config: TrainConfig) -> None:
-        """Runs `train` once on every worker. Raises WorkerFailed."""
+    def run(self, work: Callable[[Config], None], config: Config) -> None:
+        """Runs `work` once on every worker. Raises WorkerFailed."""
         launch = config.launch
         hide_gpus = not _gpus_needed(launch)
         logs = Path(config.run_dir, RECORDS_FOLDER, "logs")
@@ -47,7 +47,7 @@ class LocalLauncher:
                 logs_specs=DefaultLogsSpecs(log_dir=str(logs)),
             )
             try:
-                elastic_launch(elastic, run_worker)(train, config)
+                elastic_launch(elastic, run_worker)(work, config)
             except ChildFailedError as error:
                 killed = {rank: child.signal_name() for rank, child in error.failures.items() if child.exitcode < 0}
                 raise explain_failure(config.run_dir, killed) or error from None

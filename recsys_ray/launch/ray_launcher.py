@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from recsys_ray.compat.ray_compat import WORKER_START_TIMEOUT_VARIABLE
-from recsys_ray.config import LaunchConfig, TrainConfig
+from recsys_ray.config import LaunchConfig
 from recsys_ray.environment import environment
 from recsys_ray.launch.ray_capacity import wait_for_capacity, worker_resources
 from recsys_ray.launch.ray_cluster import ray_cluster
-from recsys_ray.launch.worker import Train, launched_run, run_worker
+from recsys_ray.launch.worker import Config, launched_run, run_worker
 from recsys_ray.launch.worker_records import explain_failure
 from recsys_ray.logs import configure_logging
 
@@ -37,11 +37,11 @@ It counts a lost node for up to 20 s more, and until then asks for as many worke
 class RayLauncher:
     """A Launcher by Ray Train on the connected cluster."""
 
-    def run(self, train: Train, config: TrainConfig) -> None:
-        """Runs `train` once on every worker. Raises WorkerFailed."""
+    def run(self, work: Callable[[Config], None], config: Config) -> None:
+        """Runs `work` once on every worker. Raises WorkerFailed."""
         bundle = worker_resources(config.launch)
         wait_for_capacity(bundle, config.launch)
-        packed = cloudpickle.dumps((train, config))
+        packed = cloudpickle.dumps((work, config))
         trainer = TorchTrainer(
             lambda: _run_packed(packed),
             scaling_config=scaling(config.launch, bundle),
@@ -61,13 +61,13 @@ class RayLauncher:
 
 
 def _run_packed(packed: bytes) -> None:
-    """Runs a worker. Logging is set up before `train` and its configuration are unpickled.
+    """Runs a worker. Logging is set up before its function and its configuration are unpickled.
 
     Unpickling imports fbgemm, which announces each of its libraries to the root logger, and Ray shows those lines to the user.
     """
     configure_logging()
-    train, config = cloudpickle.loads(packed)
-    run_worker(train, config)
+    work, config = cloudpickle.loads(packed)
+    run_worker(work, config)
 
 
 @contextmanager

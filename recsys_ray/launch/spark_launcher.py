@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
-from recsys_ray.config import LaunchConfig, TrainConfig
+from recsys_ray.config import LaunchConfig
 from recsys_ray.launch.spark_cluster import active_session, check_slots, has_gpus, new_session, on_driver
-from recsys_ray.launch.worker import Train, launched_run, run_worker, without_gpus
+from recsys_ray.launch.worker import Config, launched_run, run_worker, without_gpus
 from recsys_ray.launch.worker_records import clear_records, explain_failure, has_record
 from recsys_ray.spark_jobs import run_in_group
 
@@ -24,22 +24,22 @@ class SparkLauncher:
     def __init__(self, spark: SparkSession) -> None:
         self._spark = spark
 
-    def run(self, train: Train, config: TrainConfig) -> None:
-        """Runs `train` once on every worker. Raises WorkerFailed."""
+    def run(self, work: Callable[[Config], None], config: Config) -> None:
+        """Runs `work` once on every worker. Raises WorkerFailed."""
         distributor = self._distributor(config.launch)
         with launched_run(config):
-            self._run(distributor, train, config)
+            self._run(distributor, work, config)
 
-    def _run(self, distributor: TorchDistributor, train: Train, config: TrainConfig) -> None:
+    def _run(self, distributor: TorchDistributor, work: Callable[[Config], None], config: Config) -> None:
         for attempts_left in range(config.launch.max_failures, -1, -1):
             clear_records(config.run_dir)
-            run = partial(distributor.run, _run_once, train, config, uuid.uuid4().hex)
+            run = partial(distributor.run, _run_once, work, config, uuid.uuid4().hex)
             try:
                 if distributor.local_mode:
                     with without_gpus(not distributor.use_gpu):
                         run()
                 else:
-                    run_in_group(self._spark, "recsys_ray training", run)
+                    run_in_group(self._spark, "recsys_ray workers", run)
                 break
             except Exception as error:
                 if not attempts_left:
@@ -67,7 +67,7 @@ def launcher(config: LaunchConfig) -> Iterator[SparkLauncher]:
         yield SparkLauncher(spark)
 
 
-def _run_once(train: Train, config: TrainConfig, attempt: str) -> None:
+def _run_once(work: Callable[[Config], None], config: Config, attempt: str) -> None:
     """Runs a worker, unless it has been run in this attempt.
 
     Spark starts a failed stage again by itself, up to four times, but how often is for --launch.max-failures to say.
@@ -75,4 +75,4 @@ def _run_once(train: Train, config: TrainConfig, attempt: str) -> None:
     rank = int(os.environ["RANK"])
     if has_record(config.run_dir, attempt, rank):
         raise RuntimeError(f"worker rank {rank} has failed before")
-    run_worker(train, config, attempt)
+    run_worker(work, config, attempt)

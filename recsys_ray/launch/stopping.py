@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from recsys_ray.config import TrainConfig
+from recsys_ray.config import LaunchedConfig
 
 STOP_FILE = ".stop"
 CHECK_SECONDS = 1.0
@@ -101,7 +101,7 @@ def stop_requested(run_dir: str) -> bool:
 class _RunUnderWay:
     """The run that this process has launched, if any, for its signal handler to find."""
 
-    config: TrainConfig | None = None
+    config: LaunchedConfig | None = None
     stop_requested: bool = False
 
 
@@ -109,7 +109,7 @@ _run = _RunUnderWay()
 
 
 @contextmanager
-def stoppable_run(config: TrainConfig) -> Iterator[None]:
+def stoppable_run(config: LaunchedConfig) -> Iterator[None]:
     """Lets SIGTERM stop the run that the body launches. Raises KeyboardInterrupt once its workers have saved and returned."""
     stop = Path(config.run_dir, STOP_FILE)
     stop.unlink(missing_ok=True)
@@ -146,7 +146,7 @@ def _request_stop(number: int, frame: FrameType | None) -> None:
     run_dir = Path(_run.config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / STOP_FILE).touch()
-    signal.setitimer(signal.ITIMER_REAL, _run.config.checkpoint.grace_seconds)
+    signal.setitimer(signal.ITIMER_REAL, _run.config.grace_seconds)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

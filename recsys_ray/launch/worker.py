@@ -1,4 +1,4 @@
-"""Runs `train(config)` on a worker, with a record of who ran it and how it ended. Every engine starts this on each worker."""
+"""Runs a function, such as `train`, on a worker, and records who ran it and how it ended. Every engine starts this on each worker."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import TypeVar
 
-from recsys_ray.config import TrainConfig
+from recsys_ray.config import LaunchedConfig
 from recsys_ray.environment import environment
 from recsys_ray.launch.stopping import end_worker, stoppable_run
 from recsys_ray.launch.worker_records import WorkerRecord, attempt_folder, clear_records, crash_file
@@ -21,14 +21,11 @@ PR_SET_PDEATHSIG = 1
 """As in Linux's prctl.h."""
 
 
-class Train(Protocol):
-    """The function that a launcher runs on every worker."""
-
-    def __call__(self, config: TrainConfig, /) -> None: ...
+Config = TypeVar("Config", bound=LaunchedConfig)
 
 
-def run_worker(train: Train, config: TrainConfig, attempt: str = "") -> None:
-    """Runs `train` on this worker, and raises whatever it does after recording it. RANK must be set.
+def run_worker(work: Callable[[Config], None], config: Config, attempt: str = "") -> None:
+    """Runs `work(config)` on this worker, and raises whatever it does after recording it. RANK must be set.
 
     Args:
         attempt: a name that all workers started together share, and no others. "" takes it from their rendezvous.
@@ -43,7 +40,7 @@ def run_worker(train: Train, config: TrainConfig, attempt: str = "") -> None:
             signal.signal(signal.SIGTERM, end_worker)
             _end_with_parent()
         try:
-            train(config)
+            work(config)
         except BaseException as error:
             record.ended_by(error).write(folder)
             raise
@@ -53,7 +50,7 @@ def run_worker(train: Train, config: TrainConfig, attempt: str = "") -> None:
 
 
 @contextmanager
-def launched_run(config: TrainConfig) -> Iterator[None]:
+def launched_run(config: LaunchedConfig) -> Iterator[None]:
     """Does what every engine does around a run: SIGTERM stops it, and records are kept only of one that fails."""
     clear_records(config.run_dir)
     with stoppable_run(config):

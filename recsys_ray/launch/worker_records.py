@@ -132,8 +132,8 @@ def _describe_killed(file: Path, record: WorkerRecord, cause: str) -> str:
     if crash:
         return f"{crash}\n{record} crashed: {crash.splitlines()[0]}"
     unknown = (
-        "SIGKILL: the system ran out of memory (lower --train.global-batch or the tables, or add workers), its node was lost, "
-        "or someone killed it"
+        "SIGKILL: the system ran out of memory (add workers, or make the tables or --train.global-batch smaller), its node was "
+        "lost, or someone killed it"
     )
     return f"{record} was killed by {cause or unknown}"
 
