@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,19 +27,23 @@ class BundleFolder(NamedTuple):
     folder: Path
     manifest: Manifest
 
-    def verify(self) -> None:
-        """Reads every file once. Raises BundleError for one that is missing, damaged or not in the manifest."""
+    def verify(self, paths: Collection[str] | None = None) -> None:
+        """Reads every file once, or only these. Raises BundleError for one that is missing, damaged or not in the manifest."""
         for path in _files_of(self.folder):
             if path != MANIFEST and path not in self.manifest.files:
                 raise BundleError(f"{self.folder} holds {path}, which {MANIFEST} does not list: the bundle is refused")
-        for path, expected in self.manifest.files.items():
-            file = self.folder / path
+        for path in self.manifest.files if paths is None else paths:
+            file, expected = self.folder / path, self.manifest.files[path]
             if not file.resolve().is_relative_to(self.folder.resolve()):
                 raise BundleError(f"{file} leads out of the bundle's folder: the bundle is refused")
             if not file.is_file():
                 raise BundleError(f"{self.folder} has no {path}, which {MANIFEST} lists: copy or export the bundle again")
             if file_entry(file) != expected:
                 raise BundleError(f"{file} does not fit its checksum in {MANIFEST}: copy or export the bundle again")
+
+    def files_with(self, name: str, wanted: Rectangle) -> set[str]:
+        """Returns the files that `read_into` reads for that rectangle of a tensor."""
+        return {part.file for part in self.manifest.tensors[name].parts if _overlap(part, wanted) is not None}
 
     def tensor_bytes(self) -> int:
         """Returns the size of all tensors together."""
@@ -55,11 +59,8 @@ class BundleFolder(NamedTuple):
     def read_into(self, name: str, out: torch.Tensor, wanted: Rectangle) -> None:
         """Fills `out`, of `wanted.sizes`, with that rectangle of a tensor, and reads nothing else of it."""
         for part in self.manifest.tensors[name].parts:
-            overlap = [
-                (max(first, other), min(first + size, other + length))
-                for first, size, other, length in zip(part.offsets, part.sizes, *wanted, strict=True)
-            ]
-            if all(low < high for low, high in overlap):
+            overlap = _overlap(part, wanted)
+            if overlap is not None:
                 there = tuple(slice(low - first, high - first) for (low, high), first in zip(overlap, part.offsets, strict=True))
                 here = tuple(slice(low - first, high - first) for (low, high), first in zip(overlap, wanted.offsets, strict=True))
                 out[here].copy_(self._read(name, part, there))
@@ -84,6 +85,15 @@ class BundleFolder(NamedTuple):
                 return file.get_slice(name)[there] if there else file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise BundleError(f"{self.folder / part.file} cannot be read ({error}): copy or export the bundle again") from error
+
+
+def _overlap(part: TensorPart, wanted: Rectangle) -> list[tuple[int, int]] | None:
+    """Returns the indices, first and stop in each dimension, that a part and a rectangle share; None where they share none."""
+    overlap = [
+        (max(first, other), min(first + size, other + length))
+        for first, size, other, length in zip(part.offsets, part.sizes, *wanted, strict=True)
+    ]
+    return overlap if all(low < high for low, high in overlap) else None
 
 
 def torch_type(stored: StoredTensor) -> torch.dtype:

@@ -10,7 +10,7 @@ What happens, in order:
    When the grace period is over, on a second SIGTERM, and at any time outside training, SIGTERM ends it. Its loader processes
    ignore SIGTERM and end with it.
 4. The workers agree on the step to stop after, save a checkpoint of it and wait until it is written: that is their part, in
-   training/stopping_policy.py and training/loop.py.
+   training/stopping_policy.py and training/loop.py. Workers that score rows in batch have nothing to save: they end their batch.
 5. If the launching process asked for the stop, `train` then returns on all workers as if it were done. If only a worker got
    SIGTERM, all workers raise Stopped: exit code 143, 128 + SIGTERM.
 6. The launching process, if it asked, raises KeyboardInterrupt when its workers have returned (`stoppable_run`): the job says how

@@ -1,4 +1,4 @@
-"""Runs a function, such as `train`, on a worker, and records who ran it and how it ended. Every engine starts this on each worker."""
+"""Runs a function, such as `train`, on a worker, and records who ran it and how it ended. Every engine starts it everywhere."""
 
 from __future__ import annotations
 

@@ -14,12 +14,12 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
 from recsys_ray.bundle.fetch import local_bundle
-from recsys_ray.bundle.manifest import BundleError
+from recsys_ray.bundle.manifest import BundleError, Manifest
 from recsys_ray.bundle.reader import BundleFolder, open_bundle
 from recsys_ray.bundle.version_0_1 import old_settings
 from recsys_ray.data.dataset.tables import load_vocabularies
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 TablePrecision = Literal["fp32", "fp16", "int8"]
 InferenceEngine = Literal["auto", "torch", "onnx", "onnx-int8"]
 MLFLOW_URIS = ("models:/", "runs:/")
+CPU = torch.device("cpu")
 
 
 def load_bundle(
@@ -86,19 +87,47 @@ def bundle_folder(location: str) -> Path:
 def load_task(bundle: BundleFolder, schema: Schema) -> Task:
     """Builds the model of a bundle on the CPU, unsharded, with its weights; it can predict but not train."""
     task = task_without_weights(bundle, schema)
-    expected, found = {name: tuple(one.shape) for name, one in task.module.state_dict().items()}, bundle.manifest.tensors
-    if different := [name for name in expected | found if name not in found or found[name].shape != expected.get(name)]:
-        raise BundleError(f"{bundle.folder}: {', '.join(different[:3])} does not fit a {bundle.manifest.model} of its settings")
-    task.module.load_state_dict({name: bundle.read_tensor(name) for name in found}, assign=True)
+    check_tensors(bundle, task)
+    task.module.load_state_dict({name: bundle.read_tensor(name) for name in bundle.manifest.tensors}, assign=True)
     return task
 
 
-def task_without_weights(bundle: BundleFolder, schema: Schema) -> Task:
+def check_tensors(bundle: BundleFolder, task: Task) -> None:
+    """Raises BundleError unless names and shapes of the bundle's tensors are those of the model."""
+    expected, found = {name: tuple(one.shape) for name, one in task.module.state_dict().items()}, bundle.manifest.tensors
+    if different := [name for name in expected | found if name not in found or found[name].shape != expected.get(name)]:
+        raise BundleError(f"{bundle.folder}: {', '.join(different[:3])} does not fit a {bundle.manifest.model} of its settings")
+
+
+def task_without_weights(bundle: BundleFolder, schema: Schema, device: torch.device = CPU) -> Task:
     """Builds the model of a bundle without its weights, tables on `meta`: next to no work, to learn what it is."""
     settings = bundle.folder / "config.json"
     config = model_config(json.loads(settings.read_text()) if settings.exists() else old_settings(bundle.folder)["model"])
     with torch.random.fork_rng(devices=[]):  # building draws weights, which the bundle's replace
-        return build_task(config, BuildContext(schema, torch.device("cpu")))
+        return build_task(config, BuildContext(schema, device))
+
+
+class RankingBundle(NamedTuple):
+    """The opened bundle of a ranking model, and the model without its weights."""
+
+    bundle: BundleFolder
+    schema: Schema
+    task: Task
+
+
+def open_ranking_bundle(location: str, device: torch.device = CPU) -> RankingBundle:
+    """Opens and checks all of a bundle but its weights, which may be more than this machine holds.
+
+    Raises ValueError where it is no ranking model, and like `load_bundle`.
+    """
+    bundle = open_bundle(bundle_folder(location))
+    bundle.verify([path for path in bundle.manifest.files if not path.endswith(".safetensors")])
+    schema = Schema.load(bundle.folder / "schema.json")
+    task = task_without_weights(bundle, schema, device)
+    if task.towers is not None:
+        raise no_ranker(location, bundle.manifest)
+    check_tensors(bundle, task)
+    return RankingBundle(bundle, schema, task)
 
 
 def pair_engine(task: Task, schema: Schema, engine: InferenceEngine, device: str) -> PairEngine | None:
@@ -124,8 +153,13 @@ def load_ranker(location: str | Path, **options: str) -> Ranker:
     """Loads a bundle as `load_bundle` does. Raises ValueError where it is no ranking model."""
     found = load_bundle(location, **options)  # type: ignore[arg-type]
     if not isinstance(found, Ranker):
-        raise ValueError(f"{location} holds a {found.manifest.model}, which retrieves: a ranking model is needed here")
+        raise no_ranker(location, found.manifest)
     return found
+
+
+def no_ranker(location: str | Path, manifest: Manifest) -> ValueError:
+    """Returns the error to raise for a retrieval model where a ranking model is needed."""
+    return ValueError(f"{location} holds a {manifest.model}, which retrieves: a ranking model is needed here")
 
 
 def load_retriever(location: str | Path, **options: str) -> Retriever:

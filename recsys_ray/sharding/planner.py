@@ -70,13 +70,14 @@ def fuse_sparse_optimizer(module: nn.Module, config: OptimizerConfig) -> None:
             apply_optimizer_in_backward(classes[config.sparse], part.parameters(), settings)
 
 
-def available_memory(world: World, config: ShardingConfig) -> int:
+def available_memory(world: World, config: ShardingConfig, *, trains: bool) -> int:
     """Returns the bytes that every worker has for tables: the minimum over all workers of what is free on GPU or host."""
     if config.memory_gib:
         return int(config.memory_gib * GIB)
     on_gpu = world.device.type == "cuda"
-    # Half of a host's memory: checkpoints are written from a copy.
-    free = torch.cuda.mem_get_info(world.device)[0] if on_gpu else free_host_memory() // world.on_host // 2
+    # Half of a host's memory in training: checkpoints are written from a copy.
+    copies = 2 if trains else 1
+    free = torch.cuda.mem_get_info(world.device)[0] if on_gpu else free_host_memory() // world.on_host // copies
     least = torch.tensor(free, device=world.device)
     dist.all_reduce(least, dist.ReduceOp.MIN)
     return int(least)

@@ -18,11 +18,16 @@ ROWS_DRAWN_AT_ONCE = 1 << 16
 
 
 def shard_model(
-    module: nn.Module, world: World, *, sharding: ShardingConfig, optimizer: OptimizerConfig, local_batch: int
+    module: nn.Module, world: World, *, sharding: ShardingConfig, optimizer: OptimizerConfig | None, local_batch: int
 ) -> DistributedModelParallel:
-    """Shards `module` over all workers; its tables are not initialised yet. Raises ValueError where they do not fit."""
-    fuse_sparse_optimizer(module, optimizer)
-    memory = available_memory(world, sharding)
+    """Shards `module` over all workers; its tables are not initialised yet. Raises ValueError where they do not fit.
+
+    Args:
+        optimizer: updates the tables; None for a model that only predicts, whose tables then have no optimizer state.
+    """
+    if optimizer is not None:
+        fuse_sparse_optimizer(module, optimizer)
+    memory = available_memory(world, sharding, trains=optimizer is not None)
     plan = make_plan(module, world, types=sharding.types, memory=memory, local_batch=local_batch)
     return DistributedModelParallel(module, device=world.device, plan=plan, sharders=sharders(sharding.types, world.size))
 

@@ -26,16 +26,17 @@ class BatchModel:
     def load_ranker(self) -> Ranker:
         """Loads a ranking model. Raises ValueError where another version has taken its place."""
         ranker = load_ranker(self.location, device=self.device, engine=self.inference, tables=self.tables)
-        self._check(ranker.version)
+        self.check_version(ranker.version)
         return ranker
 
     def load_retriever(self) -> Retriever:
         """Loads a retrieval model. Raises ValueError where another version has taken its place."""
         retriever = load_retriever(self.location, device=self.device)
-        self._check(retriever.version)
+        self.check_version(retriever.version)
         return retriever
 
-    def _check(self, found: str) -> None:
+    def check_version(self, found: str) -> None:
+        """Raises ValueError where another version has taken the place of the job's."""
         if found != self.version:
             raise ValueError(f"{self.location} holds model {found}, but this job began with {self.version}: run it again")
 

@@ -127,6 +127,8 @@ class BatchOutput:
     def publish(self, counts: Counter[str]) -> None:
         """Marks the output as whole and puts it in place."""
         remove_folder(self.scratch)
+        for leftover in self.work.glob(".part-*"):  # of a task that was killed while it wrote
+            leftover.unlink(missing_ok=True)
         if self.delta:
             make_delta_table(self.work)
         summary = {**asdict(self.manifest), "counts": dict(counts)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,10 @@ class Stage:
     few: int = 0
     """So many tasks are run in this process: they take less time than workers take to start."""
 
+    def progress(self) -> AbstractContextManager[None]:
+        """Prints how far the stage is while the body runs."""
+        return progress_lines(self.name, self.rows, lambda: 1 - len(self.missing()) / self.tasks)
+
 
 @dataclass(frozen=True)
 class StageRunner:
@@ -58,7 +62,7 @@ class StageRunner:
         numbers = stage.missing()
         if not numbers:
             return
-        with progress_lines(stage.name, stage.rows, lambda: 1 - len(stage.missing()) / stage.tasks):
+        with stage.progress():
             if len(numbers) > stage.few:
                 self.engine.run_tasks(numbers, task, self.workers)
             else:

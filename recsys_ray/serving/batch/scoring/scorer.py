@@ -34,7 +34,11 @@ class ScoringPlan:
 
 def score_partition(plan: ScoringPlan, number: int) -> None:
     """Scores the rows of one partition and writes them. Called in a task."""
-    scorer = loaded_scorer(plan.model)
+    write_scores(plan, number, loaded_scorer(plan.model))
+
+
+def write_scores(plan: ScoringPlan, number: int, scorer: Scorer) -> None:
+    """Reads the rows of one partition, scores and writes them."""
     wanted = row_ranges(plan.files.rows, plan.rows_per_file)[number]
     plan.output.write(number, map(scorer, read_rows(plan.files, wanted, plan.files.arrow_schema.names)))
 
