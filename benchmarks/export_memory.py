@@ -1,10 +1,11 @@
-"""The memory of exporting a model that one host could not hold: tables of 6 GB on two ranks, each limited to 4.5 GB.
+"""The memory of exporting and using a model that one host could not hold: tables of 6 GB on two ranks, each limited to 4.5 GB.
 
     python benchmarks/export_memory.py [--gib 6 --limit-gib 4.5]
 
 A run is trained for a few steps and its export made to fail. Then it is run again, with the limit: it finds its outcome, exports
 only, and finishes. Every tensor of the bundle is compared with the checkpoint, bit by bit, a piece at a time. A rank whose
-resident private memory passes the limit, as a container would count it, is ended at once.
+resident private memory passes the limit, as a container would count it, is ended at once. At last two ranks under the same limit
+score the rows, with the tables sharded over them.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ import resource
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,10 +30,12 @@ import torch.distributed.checkpoint as dcp
 import tyro
 
 from recsys_ray.bundle.reader import Rectangle, open_bundle
-from recsys_ray.config import DataConfig, LoopConfig, PrepareConfig, ShardingConfig, TrackingConfig, TrainConfig
+from recsys_ray.config import DataConfig, LaunchConfig, LoopConfig, PrepareConfig, ShardingConfig, TrackingConfig, TrainConfig
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.models.dlrm import DLRMConfig
 from recsys_ray.schema import Categorical, Label, Schema
+from recsys_ray.serving.batch.scoring import sharded
+from recsys_ray.serving.batch.scoring.job import ScoreConfig, score
 from recsys_ray.training.finishing import export
 from recsys_ray.training.train import train
 from tests.support.workers import run_workers
@@ -46,7 +52,7 @@ class Job:
     gib: float = 6.0
     """Size of all tables together."""
     limit_gib: float = 4.5
-    """Private memory that each rank may have while it exports."""
+    """Private memory that each rank may have while it exports, and while it scores."""
 
 
 def write_clicks(folder: Path, num_embeddings: int) -> None:
@@ -69,21 +75,37 @@ def failing_export(config: TrainConfig) -> None:
     train(config)
 
 
-def limited_train(config: TrainConfig, limit: int) -> None:
-    """Trains under the limit, and writes the greatest private memory that this rank had."""
+@dataclass(frozen=True)
+class LimitedWorkers:
+    """A Launcher of workers with a limit, which leaves the greatest private memory of each rank in `folder`."""
+
+    folder: Path
+    limit: int
+
+    def run(self, work: Callable[[Any], None], config: Any) -> None:
+        """Runs `work` once on every worker."""
+        run_workers(limited_work, RANKS, work, config, self)
+
+    def peaks(self, work: Callable[[Any], None]) -> list[float]:
+        """Returns the peak of each rank in GiB."""
+        return [round(int((self.folder / f"{work.__name__}-{rank}").read_text()) / GIB, 2) for rank in range(RANKS)]
+
+
+def limited_work(work: Callable[[Any], None], config: Any, limited: LimitedWorkers) -> None:
+    """Calls work(config) under the limit, and writes the greatest private memory that this rank had."""
     peak = [0]
 
     def watch() -> None:
         while True:
             resident, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
             peak[0] = max(peak[0], (resident - shared) * resource.getpagesize())
-            if peak[0] > limit:
+            if peak[0] > limited.limit:
                 os._exit(137)
             time.sleep(0.01)
 
     threading.Thread(target=watch, daemon=True).start()
-    train(config)
-    Path(config.run_dir, f"peak-{os.environ['RANK']}").write_text(str(peak[0]))
+    work(config)
+    (limited.folder / f"{work.__name__}-{os.environ['RANK']}").write_text(str(peak[0]))
 
 
 def differing_tensors(run_dir: Path) -> list[str]:
@@ -105,6 +127,28 @@ def differing_tensors(run_dir: Path) -> list[str]:
     return different
 
 
+def scoring_figures(config: TrainConfig, rows: Path, workers: LimitedWorkers) -> dict[str, Any]:
+    """Scores the rows by the limited workers, and returns the figures of that."""
+    began = time.perf_counter()
+    sharded.launcher = lambda launch: nullcontext(workers)  # type: ignore[assignment]
+    counts = score(
+        ScoreConfig(
+            model=config.run_dir,
+            rows=str(rows),
+            out=str(workers.folder / "scores"),
+            rows_per_file=ROWS // 8,
+            sharded=True,
+            sharding=config.sharding,
+            launch=LaunchConfig(workers=RANKS),
+        )
+    )
+    return {
+        "scored_rows": counts["rows"] - counts["not_scored"],
+        "scoring_peak_gib": workers.peaks(sharded.score_share),
+        "scoring_seconds": round(time.perf_counter() - began, 1),
+    }
+
+
 def main(job: Job) -> None:
     """Trains, exports under the limit, compares, and prints the figures."""
     with tempfile.TemporaryDirectory() as folder:
@@ -123,15 +167,17 @@ def main(job: Job) -> None:
             run_workers(failing_export, RANKS, config)
         except Exception as error:
             assert "no export this time" in str(error), error
+        workers = LimitedWorkers(Path(folder), int(job.limit_gib * GIB))
         began = time.perf_counter()
-        run_workers(limited_train, RANKS, config, int(job.limit_gib * GIB))
+        workers.run(train, config)
         figures = {
             "tables_gib": round(open_bundle(config.run_dir).tensor_bytes() / GIB, 2),
             "limit_gib": job.limit_gib,
-            "peak_gib": [round(int(Path(config.run_dir, f"peak-{rank}").read_text()) / GIB, 2) for rank in range(RANKS)],
+            "peak_gib": workers.peaks(train),
             "seconds": round(time.perf_counter() - began, 1),
             "files": len(open_bundle(config.run_dir).manifest.files),
             "differing_tensors": differing_tensors(Path(config.run_dir)),
+            **scoring_figures(config, raw / "rows.parquet", workers),
         }
     for name, value in figures.items():
         print(f"{name:<20}{value}")

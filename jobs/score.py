@@ -3,9 +3,11 @@
     python jobs/score.py --model runs/dlrm --rows data/tonight --out scores/tonight
     python jobs/score.py --model runs/dlrm --rows s3://bucket/rows/*.parquet --out /shared/scores --engine spark
     ray job submit --working-dir . -- python jobs/score.py --model /shared/runs/dlrm --rows /shared/rows --out /shared/scores
+    python jobs/score.py --model /shared/runs/dlrm --rows /shared/rows --out /shared/scores --sharded --launch.workers 8
 
 The rows need the columns of the model's schema, raw; null stands for an unknown value. A row with a value that cannot be used has
-no score, and the column `reason` says why. A job that was killed goes on when it is run again.
+no score, and the column `reason` says why. A job that was killed goes on when it is run again. With --sharded the workers
+share one model that no host can hold.
 """
 
 from __future__ import annotations

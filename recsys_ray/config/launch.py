@@ -70,4 +70,4 @@ class LaunchedConfig(Protocol):
 
     @property
     def grace_seconds(self) -> float:
-        """How long the workers have to stop by themselves after SIGTERM to the launching process."""
+        """The time that the workers have to stop by themselves after SIGTERM to the launching process."""

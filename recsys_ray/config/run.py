@@ -41,7 +41,7 @@ class TrainConfig:
 
     @property
     def grace_seconds(self) -> float:
-        """How long SIGTERM leaves the workers to finish their step and write a checkpoint."""
+        """The time that SIGTERM leaves the workers to finish their step and write a checkpoint."""
         return self.checkpoint.grace_seconds
 
 

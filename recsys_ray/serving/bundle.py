@@ -38,7 +38,6 @@ logger = logging.getLogger(__name__)
 TablePrecision = Literal["fp32", "fp16", "int8"]
 InferenceEngine = Literal["auto", "torch", "onnx", "onnx-int8"]
 MLFLOW_URIS = ("models:/", "runs:/")
-CPU = torch.device("cpu")
 
 
 def load_bundle(
@@ -99,12 +98,12 @@ def check_tensors(bundle: BundleFolder, task: Task) -> None:
         raise BundleError(f"{bundle.folder}: {', '.join(different[:3])} does not fit a {bundle.manifest.model} of its settings")
 
 
-def task_without_weights(bundle: BundleFolder, schema: Schema, device: torch.device = CPU) -> Task:
+def task_without_weights(bundle: BundleFolder, schema: Schema, device: str = "cpu") -> Task:
     """Builds the model of a bundle without its weights, tables on `meta`: next to no work, to learn what it is."""
     settings = bundle.folder / "config.json"
     config = model_config(json.loads(settings.read_text()) if settings.exists() else old_settings(bundle.folder)["model"])
     with torch.random.fork_rng(devices=[]):  # building draws weights, which the bundle's replace
-        return build_task(config, BuildContext(schema, device))
+        return build_task(config, BuildContext(schema, torch.device(device)))
 
 
 class RankingBundle(NamedTuple):
@@ -115,7 +114,7 @@ class RankingBundle(NamedTuple):
     task: Task
 
 
-def open_ranking_bundle(location: str, device: torch.device = CPU) -> RankingBundle:
+def open_ranking_bundle(location: str, device: str = "cpu") -> RankingBundle:
     """Opens and checks all of a bundle but its weights, which may be more than this machine holds.
 
     Raises ValueError where it is no ranking model, and like `load_bundle`.

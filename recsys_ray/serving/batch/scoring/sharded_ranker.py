@@ -79,7 +79,7 @@ def load_sharded_ranker(
 
     Raises ValueError where another version has taken the model's place, or its tables do not fit into the workers' memory.
     """
-    bundle, schema, task = open_ranking_bundle(model.location, world.device)
+    bundle, schema, task = open_ranking_bundle(model.location, str(world.device))
     model.check_version(bundle.manifest.version)
     sharded = shard_model(task.module, world, sharding=sharding, optimizer=None, local_batch=PREDICTED_AT_ONCE)
     if world.rank == 0:
