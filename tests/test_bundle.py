@@ -16,7 +16,7 @@ import torch
 
 from recsys_ray.bundle import writer
 from recsys_ray.bundle.manifest import MANIFEST, BundleError
-from recsys_ray.bundle.reader import open_bundle
+from recsys_ray.bundle.reader import Rectangle, open_bundle
 from recsys_ray.checkpoint.restore import restore
 from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.data.dataset.directory import DatasetDirectory
@@ -152,6 +152,20 @@ def test_a_flipped_byte_anywhere_is_found(run: Path, tmp_path: Path) -> None:
             with pytest.raises(BundleError):
                 load_bundle(tmp_path / "copy")
             shutil.rmtree(tmp_path / "copy")
+
+
+def test_a_slice_of_a_tensor_needs_only_its_own_files(run: Path, tmp_path: Path) -> None:
+    """What a rank of sharded tables verifies: damage elsewhere is not its business, damage in its own files is found."""
+    bundle = open_bundle(shutil.copytree(run / "model", tmp_path / "copy"))
+    name, stored = max(bundle.manifest.tensors.items(), key=lambda one: len(one[1].parts))
+    rows, width = stored.shape
+    top = bundle.files_with(name, Rectangle((0, 0), (rows // 2, width)))
+    bottom = bundle.files_with(name, Rectangle((rows // 2, 0), (rows - rows // 2, width)))
+    assert top | bottom == {part.file for part in stored.parts} and top - bottom and bottom - top
+    flipped(bundle.folder / min(bottom - top), -9)
+    bundle.verify(top)
+    with pytest.raises(BundleError, match="does not fit its checksum"):
+        bundle.verify(bottom)
 
 
 def with_manifest(folder: Path, change) -> None:

@@ -22,6 +22,7 @@ class ShardedScoring:
     sharding: ShardingConfig
     launch: LaunchConfig
     grace_seconds: float = 25.0
+    """The time that workers have to end their batch after SIGTERM to the job."""
 
     @property
     def run_dir(self) -> str:
