@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import tyro
 
+from recsys_ray.bundle.reader import open_bundle
 from recsys_ray.command_line import readable_errors
 from recsys_ray.data.dataset.directory import DatasetDirectory
-from recsys_ray.serving.bundle import bundle_folder, open_bundle
+from recsys_ray.serving.location import bundle_folder
 from recsys_ray.serving.precision import HEADER, compare_precision
 
 

@@ -2,6 +2,7 @@ r"""Serves a retrieval model and a ranking model over HTTP, on Ray Serve: POST /
 
     python jobs/serve.py --retriever runs/two_tower --ranker runs/dlrm              # http://127.0.0.1:8000, until Ctrl-C
     python jobs/serve.py --retriever runs/two_tower --ranker runs/tuesday           # again, elsewhere: swaps without a pause
+    python jobs/serve.py --retriever runs/two_tower --ranker models:/clicks@champion --follow-seconds 60    # swaps when it moves
     python jobs/serve.py --retriever runs/two_tower --ranker runs/dlrm --index runs/two_tower/index \
         --users data/users.parquet --host 0.0.0.0 --token-file /run/secrets/token
     ray job submit --working-dir . -- python jobs/serve.py --retriever /shared/two_tower --ranker /shared/dlrm
@@ -32,9 +33,9 @@ class ServeJob:
     """The flags of this job."""
 
     retriever: str
-    """A run of jobs/train_two_tower.py, or its bundle, or a URL of that."""
+    """A run of jobs/train_two_tower.py, or its bundle, or a URL of that, or models:/NAME@ALIAS of MLflow."""
     ranker: str
-    """A run of jobs/train_dlrm.py, or its bundle, or a URL of that."""
+    """A run of jobs/train_dlrm.py, or its bundle, or a URL of that, or models:/NAME@ALIAS of MLflow."""
     index: str = ""
     """The retriever's index, as for jobs/build_index.py; empty: exact search in memory, good for some hundred thousand items."""
     users: tuple[str, ...] = ()

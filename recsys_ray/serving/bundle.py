@@ -18,7 +18,6 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from recsys_ray.bundle.fetch import local_bundle
 from recsys_ray.bundle.manifest import BundleError, Manifest
 from recsys_ray.bundle.reader import BundleFolder, open_bundle
 from recsys_ray.bundle.version_0_1 import old_settings
@@ -28,6 +27,7 @@ from recsys_ray.models.registry import build_task, model_config
 from recsys_ray.models.task import BuildContext, Task
 from recsys_ray.schema import Schema
 from recsys_ray.serving.encoder import Encoder
+from recsys_ray.serving.location import bundle_folder
 from recsys_ray.serving.onnx_engine import PairEngine, is_installed, onnx_engine
 from recsys_ray.serving.pair_scores import PairScores
 from recsys_ray.serving.quantized import quantize_tables
@@ -37,7 +37,6 @@ from recsys_ray.serving.retriever import Retriever
 logger = logging.getLogger(__name__)
 TablePrecision = Literal["fp32", "fp16", "int8"]
 InferenceEngine = Literal["auto", "torch", "onnx", "onnx-int8"]
-MLFLOW_URIS = ("models:/", "runs:/")
 
 
 def load_bundle(
@@ -71,16 +70,6 @@ def load_bundle(
     if task.towers is not None:
         return Retriever(bundle.manifest, encoder, task, torch.device(device))
     return Ranker(bundle.manifest, encoder, task, torch.device(device), pair_engine(task, schema, engine, device))
-
-
-def bundle_folder(location: str) -> Path:
-    """Returns the folder of a bundle on this machine, which is a copy where the bundle lies elsewhere."""
-    if location.startswith(MLFLOW_URIS):
-        # Not at the top: MLflow takes a second to import, and folders and URLs need none.
-        from recsys_ray.reporting.registry.artifacts import fetch_bundle
-
-        return fetch_bundle(location)
-    return local_bundle(location)
 
 
 def load_task(bundle: BundleFolder, schema: Schema) -> Task:

@@ -28,7 +28,7 @@ def fetch_bundle(location: str) -> Path:
     """
     show_progress_on_terminals_only()
     try:
-        origin = _complete(_without_alias(location.rstrip("/")))
+        origin = _complete(without_alias(location.rstrip("/")))
         return copied_bundle(ArtifactFiles(), _bundle_root(origin), location)
     except MlflowException as error:
         raise FileNotFoundError(
@@ -51,7 +51,7 @@ class ArtifactFiles:
             shutil.move(mlflow.artifacts.download_artifacts(artifact_uri=rpath, dst_path=folder), lpath)
 
 
-def _without_alias(location: str) -> str:
+def without_alias(location: str) -> str:
     """Returns the URI with the version in place of an alias, which might move to another version while files are copied."""
     name, _, alias = location.removeprefix("models:/").partition("@")
     if not alias or not location.startswith("models:/"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 import time
@@ -15,7 +16,6 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, ControllerOptions
 from ray.serve.schema import LoggingConfig
 
-from recsys_ray.bundle.fetch import local_bundle
 from recsys_ray.bundle.manifest import Manifest
 from recsys_ray.bundle.reader import open_bundle
 from recsys_ray.command_line import JobError
@@ -32,6 +32,7 @@ from recsys_ray.serving.app.release import INGRESS, PARTS, application_name, new
 from recsys_ray.serving.app.routes import AnswerLog, IngressSettings, create_app
 from recsys_ray.serving.bundle import task_without_weights
 from recsys_ray.serving.index.vector_index import open_index
+from recsys_ray.serving.location import bundle_folder, pinned_location
 
 SERVE_LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
 ONGOING_A_REPLICA = 8
@@ -67,6 +68,8 @@ def start_service(sources: ModelSources, config: ServiceConfig) -> str:
     and JobError where the cluster fails at it; the release that was served before is then served still.
     """
     token = read_token(config.token_file, config.host)
+    # A replica that starts later, after a crash or when load grows, must load what its release began with.
+    sources = dataclasses.replace(sources, retriever=pinned_location(sources.retriever), ranker=pinned_location(sources.ranker))
     check_sources(sources)
     _start_serve(config)
     before = set(releases(serve.status()))
@@ -96,12 +99,12 @@ def check_sources(sources: ModelSources) -> None:
 
 def retrieves(location: str) -> bool:
     """Returns whether a bundle holds a retrieval model. It reads settings and schema, and no weights."""
-    return task_without_weights(open_bundle(local_bundle(location)), schema_of(location)).towers is not None
+    return task_without_weights(open_bundle(bundle_folder(location)), schema_of(location)).towers is not None
 
 
 def bundle_manifest(location: str) -> Manifest:
     """Reads the manifest of a run, a folder or a URL."""
-    return open_bundle(local_bundle(location)).manifest
+    return open_bundle(bundle_folder(location)).manifest
 
 
 def _start_serve(config: ServiceConfig) -> None:

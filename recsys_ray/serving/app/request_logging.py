@@ -11,11 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from recsys_ray.bundle.fetch import local_bundle
 from recsys_ray.bundle.reader import open_bundle
 from recsys_ray.schema import Schema
 from recsys_ray.serving.app.messages import RecommendRequest
 from recsys_ray.serving.app.routes import AnsweredRequest, AnswerLog
+from recsys_ray.serving.location import bundle_folder
 from recsys_ray.serving.monitor.request_log.logged_request import LoggedRequest
 from recsys_ray.serving.monitor.request_log.request_log import RequestLog
 
@@ -36,7 +36,7 @@ class RequestLogConfig:
 
 def open_request_log(config: RequestLogConfig, models: tuple[str, ...]) -> AnswerLog:
     """Opens the log in this process, with the features of `models` (bundles) as its columns."""
-    schemas = [Schema.load(open_bundle(local_bundle(model)).folder / "schema.json") for model in models]
+    schemas = [Schema.load(open_bundle(bundle_folder(model)).folder / "schema.json") for model in models]
     item = next((key.name for schema in schemas if (key := schema.key("item"))), "")
     return answer_log(RequestLog(config.folder, schemas, sample=config.sample, max_bytes=int(config.max_gib * 2**30)), item)
 

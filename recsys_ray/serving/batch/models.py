@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from recsys_ray.serving.bundle import InferenceEngine, TablePrecision, load_ranker, load_retriever
@@ -39,8 +38,3 @@ class BatchModel:
         """Raises ValueError where another version has taken the place of the job's."""
         if found != self.version:
             raise ValueError(f"{self.location} holds model {found}, but this job began with {self.version}: run it again")
-
-
-def absolute_location(location: str) -> str:
-    """Returns a location that means the same in every process: URLs stay as they are."""
-    return location if "://" in location else str(Path(location).absolute())

@@ -10,7 +10,6 @@ import pyarrow as pa
 import torch
 from ray import serve
 
-from recsys_ray.bundle.fetch import local_bundle
 from recsys_ray.bundle.reader import open_bundle
 from recsys_ray.columns import LENGTHS, Columns
 from recsys_ray.data.dataset.directory import DatasetDirectory
@@ -20,6 +19,7 @@ from recsys_ray.serving.app.deployments.tasks import REQUESTS_AT_ONCE, Compariso
 from recsys_ray.serving.app.deployments.users import UserTable, raw_table
 from recsys_ray.serving.bundle import load_retriever
 from recsys_ray.serving.index.vector_index import SCORE, VectorIndex, open_index
+from recsys_ray.serving.location import bundle_folder
 from recsys_ray.serving.recommender.candidates import NONE, RetrievedItems, exact_candidates
 from recsys_ray.serving.recommender.recommender import Recommender
 from recsys_ray.serving.recommender.served_catalogue import ServedCatalogue
@@ -147,7 +147,7 @@ class Retrieval:
 
 def schema_of(location: str) -> Schema:
     """Reads the schema of a bundle without loading the model."""
-    return Schema.load(open_bundle(local_bundle(location)).folder / "schema.json")
+    return Schema.load(open_bundle(bundle_folder(location)).folder / "schema.json")
 
 
 def embedded_items(recommender: Recommender) -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections import Counter
 from functools import partial
 
 from recsys_ray.data.sources.parquet_files import ParquetFiles
-from recsys_ray.serving.batch.models import BatchModel, absolute_location
+from recsys_ray.serving.batch.models import BatchModel
 from recsys_ray.serving.batch.partitioned.output import BatchManifest, BatchOutput
 from recsys_ray.serving.batch.partitioned.row_ranges import rows_fingerprint
 from recsys_ray.serving.batch.partitioned.stages import Stage, StageRunner, check_all, output_of
@@ -20,6 +20,7 @@ from recsys_ray.serving.batch.recommending.plan import (
     write_item_vectors,
 )
 from recsys_ray.serving.batch.recommending.user_buckets import BucketedTable, missing_ranges, write_range
+from recsys_ray.serving.location import pinned_location
 
 RANGES_GROUPED_HERE = 8
 
@@ -68,10 +69,10 @@ def _run(config: RecommendConfig, plan: RecommendPlan) -> None:
 
 
 def _plan(config: RecommendConfig, inputs: RecommendInputs, output: BatchOutput) -> RecommendPlan:
-    retriever = BatchModel(absolute_location(config.retriever), inputs.retriever.version, config.device)
+    retriever = BatchModel(pinned_location(config.retriever), inputs.retriever.version, config.device)
     ranker = None
     if inputs.ranker is not None:
-        location, version = absolute_location(config.ranker), inputs.ranker.version
+        location, version = pinned_location(config.ranker), inputs.ranker.version
         ranker = BatchModel(location, version, config.device, config.inference, config.tables)
     request = RecommendSizes(config.candidates, config.k, config.item_columns)
     vectors = output.scratch / "item_vectors.npy"

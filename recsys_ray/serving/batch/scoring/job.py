@@ -11,7 +11,7 @@ from recsys_ray.config import LaunchConfig, ShardingConfig
 from recsys_ray.data.sources.column_types import check_columns
 from recsys_ray.data.sources.parquet_files import ParquetFiles, find_parquet
 from recsys_ray.schema import Schema
-from recsys_ray.serving.batch.models import BatchModel, absolute_location
+from recsys_ray.serving.batch.models import BatchModel
 from recsys_ray.serving.batch.partitioned.output import BatchManifest
 from recsys_ray.serving.batch.partitioned.row_ranges import row_ranges, rows_fingerprint
 from recsys_ray.serving.batch.partitioned.stages import Stage, StageRunner, check_all, output_of
@@ -19,6 +19,7 @@ from recsys_ray.serving.batch.scoring.scorer import ADDED_BY_SCORING, ScoringPla
 from recsys_ray.serving.batch.scoring.sharded import ShardedScoring, run_sharded
 from recsys_ray.serving.batch.settings import BatchConfig, check_free
 from recsys_ray.serving.bundle import load_ranker, open_ranking_bundle
+from recsys_ray.serving.location import pinned_location
 
 WITH_SHARDED = {
     "engine": "--launch.engine chooses what starts the workers",
@@ -90,7 +91,7 @@ def check_flags(config: ScoreConfig) -> None:
 
 def find_model(config: ScoreConfig) -> ModelToUse:
     """Returns the model: its weights are loaded to check them, unless they are to be sharded."""
-    location = absolute_location(config.model)
+    location = pinned_location(config.model)
     if config.sharded:
         bundle, schema, _ = open_ranking_bundle(config.model)
         return ModelToUse(BatchModel(location, bundle.manifest.version), schema)
