@@ -40,7 +40,10 @@ def config(port: int, folder: Path, seconds: float = 30.0) -> ServiceConfig:
 
         return write
 
-    return ServiceConfig(port=port, token_file=token, replicas=1, max_replicas=1, body=LIMITS, seconds=seconds, open_log=open_log)
+    # No CPUs: a batch job with one worker reserves all of a cluster.
+    return ServiceConfig(
+        port=port, token_file=token, replicas=1, max_replicas=1, replica_cpus=0, body=LIMITS, seconds=seconds, open_log=open_log
+    )
 
 
 @contextmanager

@@ -16,8 +16,12 @@ from recsys_ray.bundle.reader import open_bundle
 from recsys_ray.checkpoint.store import CheckpointStore
 from recsys_ray.config import CheckpointConfig, DataConfig, LoopConfig, ShardingConfig, TrackingConfig, TrainConfig
 from recsys_ray.models.dlrm import DLRMConfig
+from recsys_ray.models.evaluation import binary_metrics
+from recsys_ray.models.evaluation.binary_metrics import BinaryPredictions
 from recsys_ray.training.train import train
 from tests.support.workers import mlflow_uri
+
+PREDICTIONS_FILE = "predictions.npy"
 
 
 def dlrm_config(dataset: Path, run_dir: Path, every_steps: int = 0, **loop: int) -> TrainConfig:
@@ -38,6 +42,28 @@ def logged_train(config: TrainConfig) -> None:
     handler = logging.FileHandler(Path(config.run_dir) / f"log-{os.environ['RANK']}")
     logging.getLogger("recsys_ray").addHandler(handler)
     train(config)
+
+
+def train_and_keep_predictions(config: TrainConfig) -> None:
+    """Calls train(config) and keeps what the evaluations predicted, those of all ranks together.
+
+    The last evaluation is that of the test split, with the weights of the best checkpoint. `evaluated_predictions` reads it.
+    """
+    predict_split = binary_metrics.predict_split
+
+    def kept(*args: Any) -> BinaryPredictions | None:
+        found = predict_split(*args)
+        if found is not None:
+            np.save(Path(config.run_dir) / PREDICTIONS_FILE, np.stack(found))
+        return found
+
+    binary_metrics.predict_split = kept
+    train(config)
+
+
+def evaluated_predictions(run_dir: Path) -> BinaryPredictions:
+    """Returns what the evaluation of the test split predicted for each of its rows, in the order of the stream."""
+    return BinaryPredictions(*np.load(run_dir / PREDICTIONS_FILE))
 
 
 def log_of(run_dir: Path, rank: int = 0) -> str:

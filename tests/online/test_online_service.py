@@ -37,30 +37,12 @@ from recsys_ray.serving.bundle import load_ranker, load_retriever
 from recsys_ray.serving.recommender.candidates import exact_candidates
 from recsys_ray.serving.recommender.recommender import Recommender
 from recsys_ray.serving.recommender.served_catalogue import ServedCatalogue
-from tests.support.running_service import LIMITS, LOG, config, running_service, sources
-from tests.support.served_models import ServedRuns, write_served_runs
+from tests.support.running_service import LIMITS, LOG, config, sources
+from tests.support.served_models import ServedRuns
 from tests.support.service_client import TOKEN, ServiceClient, replica_processes
 from tests.support.service_fuzz import FuzzReport, fuzz_bodies, fuzz_connections, fuzz_document
 
 K, CANDIDATES = 7, 50
-
-
-@pytest.fixture(scope="module")
-def runs(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> ServedRuns:
-    return write_served_runs(tmp_path_factory.mktemp("served"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the token, in which the service logs its answers."""
-    return tmp_path_factory.mktemp("service")
-
-
-@pytest.fixture(scope="module")
-def client(runs: ServedRuns, folder: Path) -> Iterator[ServiceClient]:
-    """Serves models a, with one replica of each: a request that a killed one had must wait for the next."""
-    with running_service(runs, folder) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")
@@ -145,18 +127,7 @@ def test_no_item_is_an_answer(client: ServiceClient) -> None:
 
 
 def test_ranking_scores_are_those_of_the_ranker(client: ServiceClient, runs: ServedRuns, recommender: Recommender) -> None:
-    ranker, random = recommender.ranker, np.random.default_rng(0)
-    assert ranker is not None
-    rows = pq.read_table(runs.raw / "interactions.parquet").take(random.integers(0, 7000, 500))
-    items = pq.read_table(runs.raw / "items.parquet").select(["item_id", "kind", "size"]).take(rows["item_id"])
-    lists = [one if random.random() > 0.1 else None for one in rows["recent_items"].to_pylist()]
-    strangers = pa.array(np.where(random.random(len(rows)) < 0.1, 10**9, rows["user_id"].to_numpy()))
-    countries = pa.array([["north", "south", "atlantis", None][one] for one in random.integers(0, 4, len(rows))])
-    users = {"user_id": strangers, "recent_items": pa.array(lists, pa.list_(pa.int64())), "country": countries}
-    table = pa.table({**users, **{name: items[name] for name in items.column_names}})
-    answer = client.answer("/rank", rows=[{**row, "label": 1} for row in table.to_pylist()])
-    np.testing.assert_allclose(answer["scores"], ranker.predict(table), atol=1e-6)
-    assert answer["ignored"] == ["label"]
+    """For items by key; test_agreement.py has whole rows."""
     row, keys = user_row(runs, 3), [9, 10**9, 4]
     expected = recommender.rank(row, recommender.catalogue.positions(keys)[None])[0].tolist()
     scores = client.answer("/rank", user=3, items=keys)["scores"]
