@@ -67,6 +67,18 @@ def dataset(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
+def one_epoch(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trains a small DLRM for one undisturbed epoch on two workers, row-wise. What changes the run works on a copy of it."""
+    from recsys_ray.training.train import train
+    from tests.support.runs import dlrm_config
+    from tests.support.workers import run_workers
+
+    run_dir = tmp_path_factory.mktemp("one_epoch") / "run"
+    run_workers(train, 2, dlrm_config(dataset, run_dir))
+    return run_dir
+
+
+@pytest.fixture(scope="session")
 def two_stages(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> TwoStages:
     """Trains a small Two Tower and a small DLRM on the same clicks."""
     from tests.support.two_stages import train_two_stages

@@ -42,14 +42,6 @@ def stopped(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-@pytest.fixture(scope="module")
-def whole(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trains one undisturbed epoch."""
-    run_dir = tmp_path_factory.mktemp("whole") / "run"
-    run_workers(train, 2, dlrm_config(dataset, run_dir))
-    return run_dir
-
-
 def test_two_are_kept_and_say_what_they_hold(stopped: Path) -> None:
     kept = CheckpointStore(str(stopped / "checkpoints"))
     assert kept.committed() == [30, 20]
@@ -61,22 +53,22 @@ def test_two_are_kept_and_say_what_they_hold(stopped: Path) -> None:
 
 @pytest.mark.parametrize("name", ["__1_0.distcp", "committed.json"])
 def test_flipped_byte_is_found_and_the_one_before_used(
-    dataset: Path, stopped: Path, whole: Path, tmp_path: Path, name: str
+    dataset: Path, stopped: Path, one_epoch: Path, tmp_path: Path, name: str
 ) -> None:
     run_dir = copied(stopped, tmp_path / "run")
     flip_a_byte(run_dir / "checkpoints" / "step_30" / name)
     run_workers(logged_train, 2, dlrm_config(dataset, run_dir))
     assert f"step_30 is damaged ({name} " in log_of(run_dir) and "trying the next one" in log_of(run_dir)
     assert "resuming after step 20, " in log_of(run_dir)
-    assert same_weights(run_dir, whole)
+    assert same_weights(run_dir, one_epoch)
 
 
-def test_half_written_one_is_not_gone_on_from(dataset: Path, stopped: Path, whole: Path, tmp_path: Path) -> None:
+def test_half_written_one_is_not_gone_on_from(dataset: Path, stopped: Path, one_epoch: Path, tmp_path: Path) -> None:
     run_dir = copied(stopped, tmp_path / "run")
     (run_dir / "checkpoints" / "step_30" / "committed.json").unlink()
     run_workers(logged_train, 2, dlrm_config(dataset, run_dir))
     assert "resuming after step 20, " in log_of(run_dir) and "damaged" not in log_of(run_dir)
-    assert same_weights(run_dir, whole)
+    assert same_weights(run_dir, one_epoch)
 
 
 def test_nothing_sound_is_an_error_and_no_new_beginning(dataset: Path, stopped: Path, tmp_path: Path) -> None:
@@ -128,7 +120,7 @@ def on_faulty_store(config: TrainConfig, folder: Path) -> TrainConfig:
 
 
 @pytest.mark.parametrize("fault", ["full", "fail"])
-def test_store_that_fails_ends_no_run(dataset: Path, whole: Path, tmp_path: Path, fault: str) -> None:
+def test_store_that_fails_ends_no_run(dataset: Path, one_epoch: Path, tmp_path: Path, fault: str) -> None:
     """A full store loses one checkpoint, and says so; those before and after are kept. Three failures in a row lose nothing."""
     folder, run_dir = tmp_path / "store", tmp_path / "run"
     (folder / fault).mkdir(parents=True)
@@ -139,10 +131,10 @@ def test_store_that_fails_ends_no_run(dataset: Path, whole: Path, tmp_path: Path
     message = "No space left on device" if fault == "full" else "the store does not answer): trying again"
     assert message in log_of(run_dir) + log_of(run_dir, rank=1)
     assert ("step_20 could not be written: worker rank 0: OSError" in log_of(run_dir)) == (fault == "full")
-    assert same_weights(run_dir, whole)
+    assert same_weights(run_dir, one_epoch)
 
 
-def test_kill_within_a_save_leaves_the_one_before(dataset: Path, whole: Path, tmp_path: Path) -> None:
+def test_kill_within_a_save_leaves_the_one_before(dataset: Path, one_epoch: Path, tmp_path: Path) -> None:
     folder, run_dir = tmp_path / "store", tmp_path / "run"
     (folder / "kill").mkdir(parents=True)
     wanted = on_faulty_store(dlrm_config(dataset, run_dir), folder)
@@ -153,7 +145,7 @@ def test_kill_within_a_save_leaves_the_one_before(dataset: Path, whole: Path, tm
     shutil.rmtree(folder / "kill")
     run_workers(train_on_faulty_store, 2, wanted)
     assert "resuming after step 10, " in log_of(run_dir)
-    assert same_weights(run_dir, whole)
+    assert same_weights(run_dir, one_epoch)
 
 
 def poisoned_train(config: TrainConfig) -> None:
@@ -214,7 +206,7 @@ def compare_places(config: TrainConfig, cache: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_sigterm_saves_and_ends(dataset: Path, whole: Path, tmp_path: Path) -> None:
+def test_sigterm_saves_and_ends(dataset: Path, one_epoch: Path, tmp_path: Path) -> None:
     """SIGTERM reaches one of two workers; both save the same step, from which the rest of the epoch is trained."""
     wanted = dlrm_config(dataset, tmp_path / "run")
     with pytest.raises(Exception, match=r"exit code 143"):
@@ -222,4 +214,4 @@ def test_sigterm_saves_and_ends(dataset: Path, whole: Path, tmp_path: Path) -> N
     (step,) = CheckpointStore(str(tmp_path / "run" / "checkpoints")).committed()
     assert step in (12, 13, 14)
     run_workers(logged_train, 2, wanted)
-    assert f"resuming after step {step}, " in log_of(tmp_path / "run") and same_weights(tmp_path / "run", whole)
+    assert f"resuming after step {step}, " in log_of(tmp_path / "run") and same_weights(tmp_path / "run", one_epoch)

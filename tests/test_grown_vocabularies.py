@@ -75,9 +75,26 @@ def yesterday(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Da
     return prepare(config_of(folder / "in", SCHEMA, day(YESTERDAY, 100, 10.0, None)))
 
 
+def growing(yesterday: DatasetDirectory, folder: Path) -> PrepareConfig:
+    """Writes the rows of today into a folder, and returns the settings that prepare them."""
+    return config_of(folder / "in", TODAYS, day(TODAY, 102, 5000.0, 3.0), grow_from=str(yesterday.root))
+
+
 @pytest.fixture
 def today(yesterday: DatasetDirectory, tmp_path: Path) -> PrepareConfig:
-    return config_of(tmp_path / "in", TODAYS, day(TODAY, 102, 5000.0, 3.0), grow_from=str(yesterday.root))
+    return growing(yesterday, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def grown_from(yesterday: DatasetDirectory, tmp_path_factory: pytest.TempPathFactory) -> PrepareConfig:
+    """The settings of `grown`."""
+    return growing(yesterday, tmp_path_factory.mktemp("today"))
+
+
+@pytest.fixture(scope="module")
+def grown(grown_from: PrepareConfig) -> DatasetDirectory:
+    """The dataset of today, for tests that only read it."""
+    return prepare(grown_from)
 
 
 def with_column(config: PrepareConfig, changed: Column) -> PrepareConfig:
@@ -116,9 +133,8 @@ def test_old_rows_stay_and_new_values_follow_by_frequency(yesterday, today, caps
     assert set(load_catalogue(grown)["item"].to_pylist()) == {102, 103, 104, 105}, "the catalogue is that of today alone"
 
 
-def test_blocks_are_encoded_with_the_grown_vocabulary(yesterday, today):
+def test_blocks_are_encoded_with_the_grown_vocabulary(grown, today):
     columns = day(TODAY, 102, 5000.0, 3.0)
-    grown = prepare(today)
     known = {name: [None, *values] for name, values in vocabularies(grown).items()}
     rows = read_split(grown.root, "train")[0].set_index("at").sort_index()
     assert [known["city"][row] for row in rows["city"]] == columns["city"][:-2]
@@ -135,10 +151,10 @@ def test_blocks_are_encoded_with_the_grown_vocabulary(yesterday, today):
         assert rows[name].map(str).tolist() == fresh[name].map(str).tolist(), f"{name} is another column for having grown"
 
 
-def test_standardised_columns_keep_their_scale(yesterday, today):
+def test_standardised_columns_keep_their_scale(yesterday, grown):
     """A price keeps yesterday's mean and deviation; a column without a value yesterday is measured today."""
     columns = day(TODAY, 102, 5000.0, 3.0)
-    grown, price = prepare(today), column(yesterday, "price")
+    price = column(yesterday, "price")
     assert price.mean == np.mean(day(YESTERDAY, 100, 10.0, None)["price"][:-2]) == 14.5
     assert column(grown, "price") == price
     rows = read_split(grown.root, "train")[0].set_index("at").sort_index()
@@ -149,19 +165,19 @@ def test_standardised_columns_keep_their_scale(yesterday, today):
         assert (column(grown, name).mean, column(grown, name).std) == pytest.approx((train.mean(), train.std()))
 
 
-def test_day_after_day(yesterday, today, tmp_path):
+def test_day_after_day(yesterday, grown, tmp_path):
     """A value that is missing for a day returns to its table row; a value that was new yesterday is old today."""
-    prepare(today)
+    second = str(shutil.copytree(grown.root, tmp_path / "second"))
     cities = {"Quito": 3, "Bern": 2, "Lima": 1}
-    third = config_of(tmp_path / "third", TODAYS, day(cities, 104, 0.0, 3.0), grow_from=today.out, out=str(tmp_path / "tomorrow"))
-    grown = prepare(third)
-    assert vocabularies(grown)["city"] == [*GROWN, "Quito"] and column(grown, "price") == column(yesterday, "price")
-    assert grown.summary["grew_from"]["values"]["city"] == {"had": 7, "has": 8}
-    rows = read_split(grown.root, "train")[0].set_index("at").sort_index()
+    third = config_of(tmp_path / "third", TODAYS, day(cities, 104, 0.0, 3.0), grow_from=second, out=str(tmp_path / "tomorrow"))
+    tomorrow = prepare(third)
+    assert vocabularies(tomorrow)["city"] == [*GROWN, "Quito"] and column(tomorrow, "price") == column(yesterday, "price")
+    assert tomorrow.summary["grew_from"]["values"]["city"] == {"had": 7, "has": 8}
+    rows = read_split(tomorrow.root, "train")[0].set_index("at").sort_index()
     assert rows["city"].tolist() == [8, 8, 8, 3, 3, 4]
 
-    replaced = prepare(dataclasses.replace(third, out=today.out, overwrite=True))
-    assert vocabularies(replaced) == vocabularies(grown), "a dataset may take the place of the one it grew from"
+    replaced = prepare(dataclasses.replace(third, out=second, overwrite=True))
+    assert vocabularies(replaced) == vocabularies(tomorrow), "a dataset may take the place of the one it grew from"
 
 
 def test_limits_are_those_of_new_values(yesterday, today, capsys):
@@ -234,7 +250,6 @@ def test_twice_is_the_same_and_another_start_is_not(yesterday, today, tmp_path, 
             prepare(dataclasses.replace(today, grow_from=start))
 
 
-def test_spark_grows_alike(yesterday: DatasetDirectory, today: PrepareConfig, spark_session: SparkSession):
-    on_ray = prepare(today)
-    on_spark = prepare(dataclasses.replace(today, engine="spark", out=f"{today.out}-spark"))
-    assert files_of(on_spark) == files_of(on_ray)
+def test_spark_grows_alike(grown: DatasetDirectory, grown_from: PrepareConfig, spark_session: SparkSession):
+    on_spark = prepare(dataclasses.replace(grown_from, engine="spark", out=f"{grown_from.out}-spark"))
+    assert files_of(on_spark) == files_of(grown)

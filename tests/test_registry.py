@@ -52,11 +52,11 @@ RULE = PromotionRule(draws=200)
 
 
 @pytest.fixture(scope="module")
-def folder(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(dataset: Path, one_epoch: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with MLflow's database and two runs: `good`, and `weak`, which has hardly been trained."""
     folder = tmp_path_factory.mktemp("registry")
-    for name, loop in (("good", {"epochs": 1}), ("weak", {"max_steps": 2})):
-        run_workers(train, 1, dlrm_config(dataset, folder / name, **loop))
+    copied(one_epoch, folder / "good")
+    run_workers(train, 1, dlrm_config(dataset, folder / "weak", max_steps=2))
     return folder
 
 

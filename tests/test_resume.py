@@ -104,13 +104,20 @@ def test_row_wise_checkpoint_under_another_plan(
     assert f"sharding.types ['row_wise'] -> ['{kind}']" in log_of(run_dir)
 
 
-def test_column_wise_state_goes_back_to_row_wise(dataset: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def column_wise(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trains ten steps on two workers, column-wise."""
+    run_dir = tmp_path_factory.mktemp("column_wise") / "run"
+    run_workers(train, 2, wide_config(dataset, run_dir, "column_wise"))
+    return run_dir
+
+
+def test_column_wise_state_goes_back_to_row_wise(dataset: Path, column_wise: Path, tmp_path: Path) -> None:
     """Row-wise training continues as column-wise training would, up to the order of sums."""
-    run_workers(train, 2, wide_config(dataset, tmp_path / "run", "column_wise"))
-    resumed = copied(tmp_path / "run", tmp_path / "resumed" / "run")
-    run_workers(train, 2, wide_config(dataset, tmp_path / "run", "column_wise", steps=14))
-    run_workers(train, 2, wide_config(dataset, resumed, "row_wise", steps=14))
-    assert len(losses(resumed)) == 14 and losses(resumed)[10:] == pytest.approx(losses(tmp_path / "run")[10:], abs=1e-4)
+    same, changed = (copied(column_wise, tmp_path / name / "run") for name in ("same", "changed"))
+    run_workers(train, 2, wide_config(dataset, same, "column_wise", steps=14))
+    run_workers(train, 2, wide_config(dataset, changed, "row_wise", steps=14))
+    assert len(losses(changed)) == 14 and losses(changed)[10:] == pytest.approx(losses(same)[10:], abs=1e-4)
 
 
 def test_plain_module_on_the_cpu_predicts_the_same(dataset: Path, wide: Path) -> None:
@@ -149,10 +156,9 @@ def test_plain_module_on_the_cpu_predicts_the_same(dataset: Path, wide: Path) ->
     ],
 )
 def test_another_run_is_refused_naming_the_difference(
-    dataset: Path, audited: Path, tmp_path: Path, part: str, words: str
+    dataset: Path, audited: Path, one_epoch: Path, tmp_path: Path, part: str, words: str
 ) -> None:
-    wanted = dlrm_config(dataset, tmp_path / "run", max_steps=2)
-    run_workers(train, 1, wanted)
+    wanted = dlrm_config(dataset, copied(one_epoch, tmp_path / "run"))
     match part:
         case "model":
             other = dataclasses.replace(wanted, model=dataclasses.replace(wanted.model, embedding_dim=16))
@@ -217,12 +223,11 @@ def test_epoch_is_validated_once_also_when_the_run_ended_there(dataset: Path, tm
     assert same_weights(whole, killed)
 
 
-def test_column_parts_go_to_workers_that_have_no_part_of_a_table(dataset: Path, tmp_path: Path) -> None:
+def test_column_parts_go_to_workers_that_have_no_part_of_a_table(dataset: Path, column_wise: Path, tmp_path: Path) -> None:
     """Each worker restores the tables that it has, without a collective that would wait for the others."""
-    wanted = wide_config(dataset, tmp_path / "run", "column_wise")
-    run_workers(train, 2, wanted)
-    run_workers(train, 2, wide_config(dataset, tmp_path / "run", "table_wise", steps=12))
-    assert len(losses(tmp_path / "run")) == 12
+    run_dir = copied(column_wise, tmp_path / "run")
+    run_workers(train, 2, wide_config(dataset, run_dir, "table_wise", steps=12))
+    assert len(losses(run_dir)) == 12
 
 
 def test_damaged_best_is_not_what_the_run_ends_with(dataset: Path, tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ CONFIG = TrainConfig(
 if __name__ == "__main__":
     run_training_job(CONFIG, "A factorization machine.", fetch_sample=Path.absolute)
 """
-PREDICT = """
-import json, sys
+PREDICT_AND_PLAN = """
+import json, runpy, sys
 import numpy as np
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.loading.split_reader import read_split
@@ -50,6 +50,9 @@ blocks = list(read_split(DatasetDirectory.open(ranker.manifest.dataset["path"]),
 scores = np.concatenate([ranker.predict_encoded(block) for block in blocks])
 labels = np.concatenate([block["label"].numpy() for block in blocks])
 print(json.dumps(binary_metrics(scores, labels, np.ones(len(labels)))))
+
+sys.argv = ["jobs/plan.py", "factorization-machine", "--data.path", ranker.manifest.dataset["path"], "--cluster.gpus-per-node=2"]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -65,7 +68,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert text.count(LAST_LINE) == 1
     registry.write_text(text.replace(LAST_LINE, LAST_LINE + LINE))
     (root / "train_machine.py").write_text(JOB)
-    (root / "predict.py").write_text(PREDICT)
+    (root / "predict_and_plan.py").write_text(PREDICT_AND_PLAN)
     return root
 
 
@@ -78,7 +81,7 @@ def run(tree: Path, *command: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_third_model_trains_resumes_and_predicts_from_its_export(tree: Path, dataset: Path, tmp_path: Path) -> None:
+def test_third_model_trains_resumes_predicts_from_its_export_and_is_planned(tree: Path, dataset: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     train = ("train_machine.py", "--data.path", str(dataset), "--run-dir", str(run_dir))
     assert "c1_table                row_wise" in run(tree, *train, "--train.max-steps", "30")
@@ -88,11 +91,8 @@ def test_third_model_trains_resumes_and_predicts_from_its_export(tree: Path, dat
     assert stopped["steps"] == 30 and finished["steps"] == 96 and finished["test_auc"] > max(0.6, stopped["test_auc"])
     assert json.loads((run_dir / "config.json").read_text())["model"]["name"] == "factorization_machine"
     assert (run_dir / "report.html").exists() and len(list((run_dir / "checkpoints").iterdir())) >= 2
-    predicted = json.loads(next(line for line in run(tree, "predict.py", str(run_dir)).splitlines() if line.startswith("{")))
+    said = run(tree, "predict_and_plan.py", str(run_dir))
+    predicted = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
     assert predicted["auc"] == pytest.approx(finished["test_auc"], abs=1e-6)
     assert predicted["logloss"] == pytest.approx(finished["test_logloss"], abs=1e-6)
-
-
-def test_third_model_is_planned(tree: Path, dataset: Path) -> None:
-    said = run(tree, "jobs/plan.py", "factorization-machine", "--data.path", str(dataset), "--cluster.gpus-per-node", "2")
     assert "2 x h100" in said and "smallest that fits: 1 node of 1 x h100" in said

@@ -15,7 +15,7 @@ from recsys_ray.columns import ROW_WEIGHT
 from recsys_ray.compat.streaming_compat import StreamingDataset
 from recsys_ray.training.train import train
 from tests.support.faults import train_until_step_30
-from tests.support.runs import dlrm_config, losses, outcome, same_weights, weights
+from tests.support.runs import copied, dlrm_config, losses, outcome, same_weights, weights
 from tests.support.workers import run_workers
 
 
@@ -38,9 +38,10 @@ def test_one_and_two_workers_draw_the_same_curve(dataset: Path, two_workers: Pat
     assert one[-10:].mean() < one[:10].mean() - 0.01
 
 
-def test_interrupted_run_goes_on_to_the_same_weights_bit_by_bit(dataset: Path, two_workers: Path, tmp_path: Path) -> None:
-    run_workers(train, 2, dlrm_config(dataset, tmp_path / "resumed", epochs=1))
-    stopped = outcome(tmp_path / "resumed")
+def test_interrupted_run_goes_on_to_the_same_weights_bit_by_bit(
+    dataset: Path, one_epoch: Path, two_workers: Path, tmp_path: Path
+) -> None:
+    stopped = outcome(copied(one_epoch, tmp_path / "resumed"))
     run_workers(train, 2, dlrm_config(dataset, tmp_path / "resumed", epochs=2))
     resumed = outcome(tmp_path / "resumed")
     assert resumed["tracking_run_id"] == stopped["tracking_run_id"]
@@ -48,19 +49,17 @@ def test_interrupted_run_goes_on_to_the_same_weights_bit_by_bit(dataset: Path, t
     assert same_weights(two_workers, tmp_path / "resumed")
 
 
-def test_run_stopped_within_an_epoch_goes_on_there(dataset: Path, tmp_path: Path) -> None:
+def test_run_stopped_within_an_epoch_goes_on_there(dataset: Path, one_epoch: Path, tmp_path: Path) -> None:
     """The resumed run is equal bit by bit on as many workers, and has the same losses on another number of them."""
-    wanted = dlrm_config(dataset, tmp_path / "whole", every_steps=20)
-    run_workers(train, 2, wanted)
     with pytest.raises(ProcessRaisedException, match="stopped"):
         run_workers(train_until_step_30, 2, dlrm_config(dataset, tmp_path / "two", every_steps=20))
     shutil.copytree(tmp_path / "two", tmp_path / "one")
     assert [folder.name for folder in (tmp_path / "two" / "checkpoints").iterdir()] == ["step_20"]
     for workers, name in ((2, "two"), (1, "one")):
         run_workers(train, workers, dlrm_config(dataset, tmp_path / name, every_steps=20))
-    assert np.array_equal(losses(tmp_path / "two"), losses(tmp_path / "whole"))
-    assert same_weights(tmp_path / "whole", tmp_path / "two")
-    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+    assert np.array_equal(losses(tmp_path / "two"), losses(one_epoch))
+    assert same_weights(one_epoch, tmp_path / "two")
+    assert losses(tmp_path / "one") == pytest.approx(losses(one_epoch), abs=1e-5)
 
 
 def test_batch_that_is_no_whole_number_of_blocks_is_refused(dataset: Path, tmp_path: Path) -> None:
