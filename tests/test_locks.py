@@ -35,7 +35,10 @@ def held_elsewhere(url: str, silent_seconds: float = 0.0) -> StorageLock:
 def contents(url: str) -> list[dict[str, Any]]:
     """Returns the content of all objects of this lock."""
     files, root = fsspec.core.url_to_fs(url)
-    paths = files.ls(root.rpartition("/")[0], detail=False)
+    try:
+        paths = files.ls(root.rpartition("/")[0], detail=False)
+    except FileNotFoundError:  # an object store has no empty folders
+        return []
     return [json.loads(files.cat_file(path)) for path in paths if "build.lock" in path]
 
 

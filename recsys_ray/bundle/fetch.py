@@ -12,7 +12,7 @@ from typing import Protocol
 
 from fsspec.core import url_to_fs
 
-from recsys_ray.bundle.manifest import MANIFEST, parse_manifest
+from recsys_ray.bundle.manifest import MANIFEST, BundleError, Manifest, file_entry, parse_manifest
 
 
 class RemoteFiles(Protocol):
@@ -44,33 +44,48 @@ def copied_bundle(files: RemoteFiles, root: str, origin: str) -> Path:
 
     Copies stay in the user's own folder for temporary files, one for each manifest: runs that end with the same weights, and so
     with the same version, differ in when and on what they were trained.
+
+    Raises BundleError where a file is damaged.
     """
     text = files.cat_file(f"{root}/{MANIFEST}")
     manifest = parse_manifest(text.decode(), f"{origin}/{MANIFEST}")
     name = f"{manifest.version}_{hashlib.sha256(text).hexdigest()[:8]}"
-    copy, names = Path(tempfile.gettempdir(), f"recsys_ray_bundles_{os.getuid()}", name), [*manifest.files, MANIFEST]
-    if not _is_complete(copy, names):
-        _copy(files, root, names, copy)
+    copy = Path(tempfile.gettempdir(), f"recsys_ray_bundles_{os.getuid()}", name)
+    if not _is_complete(copy, manifest):
+        _copy(files, root, manifest, copy)
     return copy
 
 
-def _is_complete(folder: Path, names: list[str]) -> bool:
+def _is_complete(folder: Path, manifest: Manifest) -> bool:
     """Returns whether no file is missing: temporary folders are cleaned file by file."""
-    return all((folder / name).exists() for name in names)
+    return all((folder / name).exists() for name in [*manifest.files, MANIFEST])
 
 
-def _copy(files: RemoteFiles, root: str, names: list[str], to: Path) -> None:
+def _copy(files: RemoteFiles, root: str, manifest: Manifest, to: Path) -> None:
     """Copies the manifest's files, and no others, under another name, then renames the folder."""
     partial = to.with_name(f".{to.name}.{uuid.uuid4().hex[:8]}")
     partial.mkdir(parents=True, mode=0o700)
-    for name in names:
-        (partial / name).parent.mkdir(parents=True, exist_ok=True)
-        files.get_file(f"{root}/{name}", str(partial / name))
-    if not _is_complete(to, names):
-        shutil.rmtree(to, ignore_errors=True)
+    try:
+        _fetch_into(partial, files, root, manifest)
+        if not _is_complete(to, manifest):
+            shutil.rmtree(to, ignore_errors=True)
+        _rename(partial, to, manifest)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _fetch_into(folder: Path, files: RemoteFiles, root: str, manifest: Manifest) -> None:
+    """Copies the files. Raises BundleError for a damaged one, which the next call would otherwise take for the bundle's own."""
+    for name in [*manifest.files, MANIFEST]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        files.get_file(f"{root}/{name}", str(folder / name))
+        if name in manifest.files and file_entry(folder / name) != manifest.files[name]:
+            raise BundleError(f"{root}/{name} does not fit its checksum in {MANIFEST}: copy or export the bundle again")
+
+
+def _rename(partial: Path, to: Path, manifest: Manifest) -> None:
     try:
         partial.rename(to)
     except OSError:
-        if not _is_complete(to, names):
+        if not _is_complete(to, manifest):  # else another process has copied it meanwhile
             raise
-        shutil.rmtree(partial)  # another process has copied it meanwhile

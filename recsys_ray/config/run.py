@@ -46,7 +46,15 @@ class TrainConfig:
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Makes the paths of a run absolute, since workers may have another working directory. URLs stay as they are."""
+    """Makes the paths of a run absolute, since workers may have another working directory. URLs stay as they are.
+
+    Raises ValueError for a run directory that is a URL.
+    """
+    if "://" in config.run_dir:
+        raise ValueError(
+            f"--run-dir {config.run_dir} is a URL: wants a folder on a file system that all workers share (a mount); "
+            "--checkpoint.folder takes a URL"
+        )
     folder = replace(config.checkpoint, folder=_absolute(config.checkpoint.folder))
     return replace(config, run_dir=_absolute(config.run_dir), init_from=_absolute(config.init_from), checkpoint=folder)
 
