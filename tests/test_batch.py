@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -23,17 +24,52 @@ from tests.support.recommending import K, Reference, recommend_config, write_tab
 from tests.support.two_stages import GLUTTON, LEFT, NAMELESS, STRANGER, USERS, TwoStages, users_of_every_kind
 
 
-@pytest.fixture(scope="module")
-def tables(two_stages: TwoStages, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tables(two_stages, tmp_path_factory.mktemp("tables"))
+def test_a_killed_job_goes_on_to_the_recommendations_of_one_user_at_a_time(two_stages: TwoStages, tmp_path: Path) -> None:
+    tables, users = write_tables(two_stages, tmp_path / "tables"), users_of_every_kind(two_stages.raw).to_pylist()
+    settings = recommend_config(two_stages, tables, tmp_path / "out", users_per_file=8, item_columns=("title",))
+    partitions = -(-(USERS + 4) // 8)
+    flags = [
+        f"--{name}={getattr(settings, name)}" for name in ("retriever", "ranker", "users", "out", "history", "k", "candidates")
+    ]
+    flags += [
+        "--interactions",
+        *settings.interactions,
+        "--history-length=10",
+        "--users-per-file=8",
+        "--workers=1",
+        "--item-columns=title",
+    ]
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    command = [sys.executable, "jobs/recommend.py", *flags, "--inference=torch"]
+    with (tmp_path / "log").open("w") as log:
+        job = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    work = tmp_path / ".out.partial"
+    deadline = time.monotonic() + 120
+    while len(list(work.glob("part-*"))) < 3:
+        assert job.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+        time.sleep(0.01)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    finished = {path.name: path.stat().st_mtime_ns for path in work.glob("part-*")}
+    assert 3 <= len(finished) < partitions and not (tmp_path / "out").exists()
+    with pytest.raises(FileExistsError, match=r"was begun with other values \(--k\): pass --overwrite to begin again"):
+        recommend(recommend_config(two_stages, tables, tmp_path / "out", users_per_file=8, item_columns=("title",), k=3))
 
-
-def test_recommendations_are_those_of_one_user_at_a_time(two_stages: TwoStages, tables: Path, tmp_path: Path) -> None:
-    counts = recommend(recommend_config(two_stages, tables, tmp_path / "out", item_columns=("title",)))
+    counts = recommend(settings)
     assert counts == {"users": USERS + 4, "users_with_popular_items": 1, "users_with_fewer_than_k": 1,
                       "rows": (USERS + 4) * K - (K - LEFT)}  # fmt: skip
-    found = pq.read_table(tmp_path / "out")
-    reference, users = Reference(two_stages, tables), users_of_every_kind(two_stages.raw).to_pylist()
+    assert not work.exists()
+    parts = sorted((tmp_path / "out").glob("*.parquet"))
+    assert [path.name for path in parts] == [f"part-{number:05d}.parquet" for number in range(partitions)]
+    assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in finished} == finished, "finished partitions stay"
+    assert_recommended(pq.read_table(tmp_path / "out"), users, Reference(two_stages, tables))
+
+    again = (tmp_path / "out" / "_SUCCESS").stat().st_mtime_ns
+    assert recommend(settings) == counts and (tmp_path / "out" / "_SUCCESS").stat().st_mtime_ns == again
+
+
+def assert_recommended(found: pa.Table, users: list[dict[str, Any]], reference: Reference) -> None:
+    """Fails unless these are the recommendations that each user gets when it is the only one."""
     assert Counter(found["user_id"].to_pylist()) == Counter(user["user_id"] for user in users for _ in range(K)) - Counter(
         [GLUTTON]
     )
@@ -62,38 +98,3 @@ def test_recommendations_are_those_of_one_user_at_a_time(two_stages: TwoStages, 
     }
     assert all(title.startswith(f"item {item},") for title, item in
                zip(found["title"].to_pylist(), found["item_id"].to_pylist(), strict=True))  # fmt: skip
-
-
-def test_a_killed_job_goes_on_with_what_is_missing(two_stages: TwoStages, tables: Path, tmp_path: Path) -> None:
-    settings = recommend_config(two_stages, tables, tmp_path / "out", users_per_file=8)
-    partitions = -(-(USERS + 4) // 8)
-    flags = [
-        f"--{name}={getattr(settings, name)}" for name in ("retriever", "ranker", "users", "out", "history", "k", "candidates")
-    ]
-    flags += ["--interactions", *settings.interactions, "--history-length=10", "--users-per-file=8", "--workers=1"]
-    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    command = [sys.executable, "jobs/recommend.py", *flags, "--inference=torch"]
-    with (tmp_path / "log").open("w") as log:
-        job = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-    work = tmp_path / ".out.partial"
-    deadline = time.monotonic() + 120
-    while len(list(work.glob("part-*"))) < 3:
-        assert job.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
-        time.sleep(0.01)
-    job.send_signal(signal.SIGKILL)
-    job.wait()
-    finished = {path.name: path.stat().st_mtime_ns for path in work.glob("part-*")}
-    assert 3 <= len(finished) < partitions and not (tmp_path / "out").exists()
-    with pytest.raises(FileExistsError, match=r"was begun with other values \(--k\): pass --overwrite to begin again"):
-        recommend(recommend_config(two_stages, tables, tmp_path / "out", users_per_file=8, k=3))
-
-    counts = recommend(settings)
-    assert counts["users"] == USERS + 4 and not work.exists()
-    parts = sorted((tmp_path / "out").glob("*.parquet"))
-    assert [path.name for path in parts] == [f"part-{number:05d}.parquet" for number in range(partitions)]
-    assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in finished} == finished, "finished partitions stay"
-    users = Counter(user["user_id"] for user in users_of_every_kind(two_stages.raw).to_pylist() for _ in range(K))
-    assert Counter(pq.read_table(tmp_path / "out")["user_id"].to_pylist()) == users - Counter([GLUTTON] * (K - LEFT))
-
-    again = (tmp_path / "out" / "_SUCCESS").stat().st_mtime_ns
-    assert recommend(settings) == counts and (tmp_path / "out" / "_SUCCESS").stat().st_mtime_ns == again

@@ -30,7 +30,7 @@ from jobs.register import RegisterJob
 from jobs.register import main as register_job
 from recsys_ray.bundle.reader import open_bundle
 from recsys_ray.command_line import JobError
-from recsys_ray.config import DataConfig, LoopConfig, OptimizerConfig, TrackingConfig, TrainConfig
+from recsys_ray.config import DataConfig, LaunchConfig, LoopConfig, OptimizerConfig, TrackingConfig, TrainConfig
 from recsys_ray.config.serialization import from_json
 from recsys_ray.data.prepare.pipeline import prepare
 from recsys_ray.models.registry import model_config
@@ -41,6 +41,7 @@ from recsys_ray.reporting.registry.names import check_registered_name
 from recsys_ray.serving.bundle import load_bundle, load_ranker, load_retriever
 from recsys_ray.serving.promotion.promote import PromotionRule
 from recsys_ray.training.finishing.registration import check_registration
+from recsys_ray.training.job import launch_training
 from recsys_ray.training.train import train
 from tests.support.processes import ROOT, free_ports
 from tests.support.runs import copied, dlrm_config, outcome
@@ -52,11 +53,11 @@ RULE = PromotionRule(draws=200)
 
 
 @pytest.fixture(scope="module")
-def folder(dataset: Path, one_epoch: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with MLflow's database and two runs: `good`, and `weak`, which has hardly been trained."""
     folder = tmp_path_factory.mktemp("registry")
-    copied(one_epoch, folder / "good")
-    run_workers(train, 1, dlrm_config(dataset, folder / "weak", max_steps=2))
+    for name, loop in (("good", {"epochs": 1}), ("weak", {"max_steps": 2})):
+        run_workers(train, 1, dlrm_config(dataset, folder / name, **loop))
     return folder
 
 
@@ -286,21 +287,16 @@ def test_a_retrieval_model_returns_query_vectors_and_is_promoted_by_its_users(
     assert tags["promotion.metric"] == "ndcg_at_10" and "users" in capsys.readouterr().out
 
 
-def test_a_training_job_registers_its_model(folder: Path, registry: str, tmp_path: Path) -> None:
+def test_a_training_job_registers_its_model(
+    folder: Path, registry: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A finished run is resumed, so that the job has nothing left to do but to register."""
     run = copied(folder / "good", tmp_path / "run")
     config = from_json((run / "config.json").read_text(), model_config)
-    command = [sys.executable, "jobs/train_dlrm.py", f"--run-dir={run}", f"--data.path={config.data.path}", "--register=ranker"]
-    model = ["--model.embedding-dim=8", "--model.dense-layers=16", "--model.over-layers=32", "--model.cross-rank=8"]
-    flags = [
-        "--train.epochs=1",
-        "--train.global-batch=1024",
-        "--launch.engine=local",
-        f"--tracking.uri=sqlite:///{tmp_path}/mlflow.db",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, *model, *flags], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert "model    ranker version 1, alias candidate" in done.stdout, done.stdout + done.stderr
+    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    launch = LaunchConfig("local", 1)
+    launch_training(dataclasses.replace(config, register="ranker", tracking=tracking, launch=launch), Path.absolute)
+    assert "model    ranker version 1, alias candidate" in capsys.readouterr().out
 
     wanted = dataclasses.replace(config, register="ranker")
     catalog = dataclasses.replace(wanted, tracking=dataclasses.replace(config.tracking, registry_uri="databricks-uc"))

@@ -209,7 +209,7 @@ def test_new_run_starts_from_the_rows_that_it_knows_by_value(ray_session: None, 
         run_workers(train, 1, dataclasses.replace(wanted, run_dir=str(tmp_path / "third"), init_from=str(tmp_path / "nowhere")))
 
 
-@pytest.mark.parametrize("flags", [{"epochs": 2, "patience": 1}, {"max_steps": 20, "every_steps": 10}])
+@pytest.mark.parametrize("flags", [{"epochs": 2, "patience": 1, "global_batch": 4096}, {"max_steps": 20, "every_steps": 10}])
 def test_epoch_is_validated_once_also_when_the_run_ended_there(dataset: Path, tmp_path: Path, flags: dict[str, int]) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_workers(train, 1, dlrm_config(dataset, whole, **flags))

@@ -86,7 +86,7 @@ def test_third_model_trains_resumes_predicts_from_its_export_and_is_planned(tree
     train = ("train_machine.py", "--data.path", str(dataset), "--run-dir", str(run_dir))
     assert "c1_table                row_wise" in run(tree, *train, "--train.max-steps", "30")
     stopped = json.loads((run_dir / "outcome.json").read_text())
-    assert "resuming after step 30" in run(tree, *train)
+    assert "resuming after step 30" in run(tree, *train, "--launch.workers=1")
     finished = json.loads((run_dir / "outcome.json").read_text())
     assert stopped["steps"] == 30 and finished["steps"] == 96 and finished["test_auc"] > max(0.6, stopped["test_auc"])
     assert json.loads((run_dir / "config.json").read_text())["model"]["name"] == "factorization_machine"
