@@ -16,12 +16,52 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 
+from recsys_ray.data.dataset.directory import DatasetDirectory
+from recsys_ray.models.rows import take_rows
+from recsys_ray.schema import QUERY_SIDES
 from recsys_ray.serving.batch.recommending.job import recommend
 from recsys_ray.serving.batch.recommending.known_users import UNKNOWN_USER
+from recsys_ray.serving.bundle import load_ranker
+from recsys_ray.serving.precision import COMPARED, HEADER, compare_precision
 from tests.support.processes import ROOT
 from tests.support.recommending import K, Reference, recommend_config, write_tables
-from tests.support.two_stages import GLUTTON, LEFT, NAMELESS, STRANGER, USERS, TwoStages, users_of_every_kind
+from tests.support.two_stages import (
+    GLUTTON,
+    LEFT,
+    NAMELESS,
+    STRANGER,
+    USERS,
+    TwoStages,
+    rows_to_score,
+    users_of_every_kind,
+)
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_a_pair_scores_as_the_row_of_both(two_stages: TwoStages, engine: str) -> None:
+    """Whether items are looked up beforehand or, as those of a very large catalogue, for each request."""
+    ranker = load_ranker(two_stages.ranker, engine=engine)
+    rows = rows_to_score(two_stages.raw, 200)
+    users, items = (ranker.encoder.encode(rows, ranker.schema.features_of(*sides)) for sides in (QUERY_SIDES, ("item",)))
+    user, item = (torch.from_numpy(np.random.default_rng(0).integers(0, 200, 500)) for _ in range(2))
+    expected = load_ranker(two_stages.ranker).predict_encoded({**take_rows(users, user), **take_rows(items, item)})
+    assert len(np.unique(expected)) > 100
+    for catalogue in (ranker.look_up(items, "item"), items):
+        found = ranker.score_pairs(ranker.look_up(users, *QUERY_SIDES), catalogue, user, item)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_smaller_numbers_lose_little_and_save_memory(two_stages: TwoStages) -> None:
+    figures = list(compare_precision(str(two_stages.ranker), DatasetDirectory.open(two_stages.dataset)))
+    whole, half, quarter, *_ = figures
+    assert [one.precision for one in figures] == list(COMPARED)
+    assert whole.weight_bytes > half.weight_bytes > quarter.weight_bytes
+    assert whole.auc_difference == whole.largest_change == 0 < half.largest_change < quarter.largest_change
+    assert all(abs(one.auc_difference) < 0.01 and one.largest_change < 0.05 and one.auc > 0.55 for one in figures), figures
+    assert figures[3].largest_change < 1e-6
+    assert {len(one.line()) for one in figures} == {len(HEADER)}
 
 
 def test_a_killed_job_goes_on_to_the_recommendations_of_one_user_at_a_time(two_stages: TwoStages, tmp_path: Path) -> None:
