@@ -39,6 +39,7 @@ from recsys_ray.reporting.outcome import write_outcome
 from recsys_ray.reporting.registry.address import RegistryAddress, connected
 from recsys_ray.reporting.registry.names import check_registered_name
 from recsys_ray.serving.bundle import load_bundle, load_ranker, load_retriever
+from recsys_ray.serving.location import pinned_location
 from recsys_ray.serving.promotion.promote import PromotionRule
 from recsys_ray.training.finishing.registration import check_registration
 from recsys_ray.training.job import launch_training
@@ -181,6 +182,10 @@ def test_a_registered_bundle_is_loaded_by_alias_version_and_run(registry: str, f
         np.testing.assert_array_equal(found.predict(rows), expected.predict(rows))
     with pytest.raises(FileNotFoundError, match="models:/clicks@nobody: no version of clicks has"):
         load_bundle("models:/clicks@nobody")
+    assert pinned_location("models:/clicks@candidate") == pinned_location("models:/clicks/1") == "models:/clicks/1"
+    assert pinned_location("s3://bucket/run") == "s3://bucket/run" and Path(pinned_location("runs/one")).is_absolute()
+    with pytest.raises(FileNotFoundError, match="models:/clicks@nobody: no version of clicks has"):
+        pinned_location("models:/clicks@nobody")
     for uri in ("models:/clicks/99", "models:/strangers/1", "runs:/0123456789abcdef0123456789abcdef"):
         with pytest.raises(FileNotFoundError, match=uri):
             load_bundle(uri)
