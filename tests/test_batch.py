@@ -57,7 +57,7 @@ def test_smaller_numbers_lose_little_and_save_memory(two_stages: TwoStages) -> N
     figures = list(compare_precision(str(two_stages.ranker), DatasetDirectory.open(two_stages.dataset)))
     whole, half, quarter, *_ = figures
     assert [one.precision for one in figures] == list(COMPARED)
-    assert whole.weight_bytes > half.weight_bytes > quarter.weight_bytes
+    assert whole.weight_bytes > half.weight_bytes >= quarter.weight_bytes, "rows are padded to 16 bytes: 8 numbers are so few"
     assert whole.auc_difference == whole.largest_change == 0 < half.largest_change < quarter.largest_change
     assert all(abs(one.auc_difference) < 0.01 and one.largest_change < 0.05 and one.auc > 0.55 for one in figures), figures
     assert figures[3].largest_change < 1e-6

@@ -102,10 +102,11 @@ def _exported(model: PairScores, example: PairInputs, *, int8: bool) -> bytes:
 
 
 def _rounded(path: Path) -> Path:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization import QuantType, quant_pre_process, quantize_dynamic
 
-    rounded = path.with_name("rounded.onnx")
-    quantize_dynamic(path, rounded, weight_type=QuantType.QInt8)
+    prepared, rounded = path.with_name("prepared.onnx"), path.with_name("rounded.onnx")
+    quant_pre_process(path, prepared, skip_symbolic_shape=True)
+    quantize_dynamic(prepared, rounded, weight_type=QuantType.QInt8)
     return rounded
 
 

@@ -26,6 +26,7 @@ from recsys_ray.data.sources.parquet_files import ParquetFiles
 from recsys_ray.data.sources.table import InputTable, PassInput
 from recsys_ray.host_memory import keep_freed_memory
 
+logger = logging.getLogger(__name__)
 MAX_ROWS_PER_RAY_TASK = 1 << 18
 T = TypeVar("T")
 
@@ -67,12 +68,12 @@ class RayEngine:
             _map_batches(rows, keep).write_parquet(str(folder))
 
     def run_tasks(self, numbers: Sequence[int], task: Callable[[int], None], workers: TaskWorkers) -> None:
-        """Runs the tasks in a pool of actors, which share the cluster's cores evenly: each has as many threads as cores."""
+        """Runs the tasks in a pool of actors, which share the cluster's free cores evenly: each has as many threads as cores."""
         _ensure_ray()
-        cores, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
+        gpus = int(ray.cluster_resources().get("GPU", 0))
         if workers.gpu and not gpus:
             raise ValueError("--device cuda: this Ray cluster has no GPU")
-        count = min(workers.count or (gpus if workers.gpu else cores) or 1, len(numbers))
+        count = min(workers.count or (gpus if workers.gpu else _free_cores()) or 1, len(numbers))
         tasks = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
         with _ray_data_settings():
             tasks.map_batches(
@@ -80,7 +81,7 @@ class RayEngine:
                 fn_constructor_args=(task,),
                 batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=count),
-                num_cpus=max(1, cores // count),
+                num_cpus=_cores_each(count),
                 num_gpus=1 if workers.gpu else None,
             ).materialize()
 
@@ -128,6 +129,21 @@ class MDSDatasink(Datasink[PartReport]):
 def _ensure_ray() -> None:
     if not ray.is_initialized():
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
+
+
+def _free_cores() -> int:
+    """Returns the cores that nobody has reserved, such as a service on the same cluster."""
+    return int(ray.available_resources().get("CPU", 0))
+
+
+def _cores_each(actors: int) -> int:
+    """Returns how many cores each of some actors can reserve without waiting for one that is never free."""
+    largest = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
+    shared = ray.available_resources().get("CPU", 0) < ray.cluster_resources().get("CPU", 0)
+    if (free := _free_cores()) < actors:
+        logger.warning("%d of %d workers wait: the cluster has only %d free cores", actors - free, actors, free)
+    # Of a node that other work shares, the last core may not be free as a whole.
+    return max(1, min(free // actors, largest - shared))
 
 
 def _map_batches(rows: PassInput, function: Callable[[pa.Table], pa.Table]) -> ray.data.Dataset:
