@@ -34,6 +34,22 @@ def test_same_dots_and_gradients_as_torchrec(inputs: tuple[torch.Tensor, torch.T
     torch.testing.assert_close(got, expected)
 
 
+def test_a_model_that_has_predicted_can_train() -> None:
+    """What is cached while a bundle predicts, in inference mode, serves the backward pass of another model of that size."""
+    names, columns = [f"f{n}" for n in range(9)], torch.randn(ROWS, 9 * DIM)
+
+    def run() -> torch.Tensor:
+        found = KeyedTensor(names[::-1], [DIM] * 9, columns)
+        return DotInteraction(9)(torch.ones(ROWS, DIM), in_order(found, names))
+
+    with torch.inference_mode():
+        predicted = run()
+    columns.requires_grad_()
+    trained = run()
+    trained.sum().backward()
+    assert torch.equal(trained, predicted) and columns.grad is not None and columns.grad.any()
+
+
 def test_gradients_by_differences(inputs: tuple[torch.Tensor, torch.Tensor]) -> None:
     ours = DotInteraction(FEATURES)
     assert gradcheck(ours, [part[:3].detach().double().requires_grad_() for part in inputs])

@@ -46,7 +46,8 @@ def in_order(found: KeyedTensor, names: list[str]) -> torch.Tensor:
 def _order(keys: tuple[str, ...], names: tuple[str, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the permutation from keys to names, and its inverse."""
     order, back = [keys.index(name) for name in names], [names.index(key) for key in keys]
-    return torch.tensor(order, device=device), torch.tensor(back, device=device)
+    with torch.inference_mode(False):  # a model that has predicted may train afterwards, with what is cached here
+        return torch.tensor(order, device=device), torch.tensor(back, device=device)
 
 
 class _Reordered(torch.autograd.Function):
@@ -100,10 +101,11 @@ def _pair_positions(features: int, device: torch.device) -> tuple[torch.Tensor, 
 
     The diagonal has no pair: it points to a column of zeros. These are not buffers of the module, which to_empty() would wipe.
     """
-    first, second = torch.triu_indices(features, features, offset=1)
-    pairs = torch.full((features, features), len(first))
-    pairs[first, second] = pairs[second, first] = torch.arange(len(first))
-    return (first * features + second).to(device), pairs.flatten().to(device)
+    with torch.inference_mode(False):  # as above
+        first, second = torch.triu_indices(features, features, offset=1)
+        pairs = torch.full((features, features), len(first))
+        pairs[first, second] = pairs[second, first] = torch.arange(len(first))
+        return (first * features + second).to(device), pairs.flatten().to(device)
 
 
 class _PairwiseDots(torch.autograd.Function):

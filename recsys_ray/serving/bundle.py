@@ -34,7 +34,7 @@ from recsys_ray.serving.quantized import quantize_tables
 from recsys_ray.serving.ranker import Ranker
 from recsys_ray.serving.retriever import Retriever
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 TablePrecision = Literal["fp32", "fp16", "int8"]
 InferenceEngine = Literal["auto", "torch", "onnx", "onnx-int8"]
 
@@ -128,7 +128,7 @@ def pair_engine(task: Task, schema: Schema, engine: InferenceEngine, device: str
         try:
             return pair_engine(task, schema, "onnx", device)
         except ValueError as error:
-            logger.warning("PyTorch runs the dense part of the model: %s", error)
+            log.warning("PyTorch runs the dense part of the model: %s", error)
             return None
     if device != "cpu":
         raise ValueError(f"engine {engine} runs on a CPU, and the device is {device}: use engine torch")

@@ -26,7 +26,7 @@ from recsys_ray.data.sources.parquet_files import ParquetFiles
 from recsys_ray.data.sources.table import InputTable, PassInput
 from recsys_ray.host_memory import keep_freed_memory
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 MAX_ROWS_PER_RAY_TASK = 1 << 18
 T = TypeVar("T")
 
@@ -141,7 +141,7 @@ def _cores_each(actors: int) -> int:
     largest = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=1)
     shared = ray.available_resources().get("CPU", 0) < ray.cluster_resources().get("CPU", 0)
     if (free := _free_cores()) < actors:
-        logger.warning("%d of %d workers wait: the cluster has only %d free cores", actors - free, actors, free)
+        log.warning("%d of %d workers wait: the cluster has only %d free cores", actors - free, actors, free)
     # Of a node that other work shares, the last core may not be free as a whole.
     return max(1, min(free // actors, largest - shared))
 
@@ -192,16 +192,16 @@ def _ray_data_settings() -> Iterator[None]:
         "op_resource_reservation_enabled": False,
         "enable_progress_bars": sys.stderr.isatty(),
     }
-    logger, context = logging.getLogger("ray.data"), ray.data.DataContext.get_current()
-    level, before = logger.level, {name: getattr(context, name) for name in settings}
-    logger.setLevel(logging.CRITICAL)
+    log, context = logging.getLogger("ray.data"), ray.data.DataContext.get_current()
+    level, before = log.level, {name: getattr(context, name) for name in settings}
+    log.setLevel(logging.CRITICAL)
     try:
         _set_attributes(context, settings)
         yield
     except RayError as error:
         raise _root_cause(error) from error
     finally:
-        logger.setLevel(level)
+        log.setLevel(level)
         _set_attributes(context, before)
 
 
