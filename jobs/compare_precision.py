@@ -39,5 +39,5 @@ def main(job: PrecisionJob) -> None:
 
 
 if __name__ == "__main__":
-    with readable_errors():
+    with readable_errors(when_interrupted="nothing has been written"):
         main(tyro.cli(PrecisionJob, description=__doc__))

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib
 import re
+import runpy
 import shlex
+import sys
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -49,6 +51,14 @@ def commands() -> list[list[str]]:
 def substituted(argument: str) -> str:
     """Replaces the bundle's variables by their defaults."""
     return re.sub(r"\$\{var\.(\w+)}", lambda found: BUNDLE["variables"][found[1]]["default"], argument)
+
+
+@pytest.mark.parametrize("job", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.stem)
+def test_every_job_runs_as_a_script(job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [str(job), "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(job), run_name="__main__")
+    assert ended.value.code == 0 and "usage:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("argv", commands(), ids=lambda argv: " ".join(argv)[:60])

@@ -49,6 +49,8 @@ def onnx_engine(model: PairScores, schema: Schema, dim: int, *, int8: bool = Fal
     runtime = _runtime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Threads that wait in busy loops take the cores from PyTorch's, which look embeddings up, and from other processes.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     example = _example(schema, dim, users=2, items=3, pairs=5)
     session = runtime.InferenceSession(_exported(model, example, int8=int8), options, ["CPUExecutionProvider"])
 
