@@ -150,6 +150,9 @@ def note_error(folder: Path, config: DataConfig, store: type[Store] | None) -> N
         read(folder, config, store, None)
     assert time.monotonic() - began < SECONDS
     (folder.parent / f"error-{dist.get_rank()}").write_text(str(error.value))
+    # A launcher ends all workers when one fails. Here each fails by itself, so none may end while its loader processes, which the
+    # traceback keeps, still copy shards for the others.
+    dist.barrier()
 
 
 def assert_all_rows_are_read(folder: Path, store: Any = None, after_step: Any = None, workers: int = 1, **config: Any) -> None:
