@@ -94,7 +94,11 @@ def _interaction_columns(retriever: Retriever, interactions: tuple[ParquetFiles,
     schema = retriever.schema
     user, item = schema.key("user"), schema.key("item")
     assert user is not None and item is not None
-    timed = schema.timestamp is not None and all(schema.timestamp.name in one.arrow_schema.names for one in interactions)
+    timed = (
+        schema.timestamp is not None
+        and bool(interactions)
+        and all(schema.timestamp.name in one.arrow_schema.names for one in interactions)
+    )
     return InteractionColumns(user, item, schema.timestamp.name if timed and schema.timestamp else "")
 
 
