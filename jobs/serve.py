@@ -55,7 +55,7 @@ class ServeJob:
     threads: int = 1
     """Threads on which each replica computes."""
     inference: InferenceEngine = "auto"
-    """What runs the dense part of the ranking model: torch, onnx, onnx-int8; auto: onnx where it is installed and can run it."""
+    """Chooses the engine of the ranking model's dense part: torch, onnx, onnx-int8; auto: onnx if it is there and can run it."""
     tables: TablePrecision = "fp32"
     """The type of the ranking model's embeddings in memory: fp16 halves and int8 quarters them, at a small loss."""
     timeout_seconds: float = 10.0

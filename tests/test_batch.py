@@ -41,7 +41,7 @@ from tests.support.two_stages import (
 
 @pytest.mark.parametrize("engine", ["torch", "onnx"])
 def test_a_pair_scores_as_the_row_of_both(two_stages: TwoStages, engine: str) -> None:
-    """Whether items are looked up beforehand or, as those of a very large catalogue, for each request."""
+    """Items may be looked up beforehand or, as those of a very large catalogue, for each request."""
     ranker = load_ranker(two_stages.ranker, engine=engine)
     rows = rows_to_score(two_stages.raw, 200)
     users, items = (ranker.encoder.encode(rows, ranker.schema.features_of(*sides)) for sides in (QUERY_SIDES, ("item",)))

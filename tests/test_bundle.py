@@ -142,7 +142,7 @@ def test_a_flipped_byte_anywhere_is_found(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_slice_of_a_tensor_needs_only_its_own_files(run: Path, tmp_path: Path) -> None:
-    """What a rank of sharded tables verifies: damage elsewhere is not its business, damage in its own files is found."""
+    """A rank of sharded tables verifies the files that it reads: damage in them is found, and elsewhere not its business."""
     bundle = open_bundle(shutil.copytree(run / "model", tmp_path / "copy"))
     name, stored = max(bundle.manifest.tensors.items(), key=lambda one: len(one[1].parts))
     rows, width = stored.shape

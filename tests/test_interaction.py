@@ -35,7 +35,7 @@ def test_same_dots_and_gradients_as_torchrec(inputs: tuple[torch.Tensor, torch.T
 
 
 def test_a_model_that_has_predicted_can_train() -> None:
-    """What is cached while a bundle predicts, in inference mode, serves the backward pass of another model of that size."""
+    """Positions that are cached in inference mode, while a bundle predicts, serve the backward pass of a model of that size."""
     names, columns = [f"f{n}" for n in range(9)], torch.randn(ROWS, 9 * DIM)
 
     def run() -> torch.Tensor:

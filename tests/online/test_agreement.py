@@ -1,4 +1,4 @@
-"""The same raw row has the same score whatever scores it, and users get the same items from either engine of the batch jobs."""
+"""Compares all that score a raw row, which must agree, and the items that users get from either engine of the batch jobs."""
 
 from __future__ import annotations
 

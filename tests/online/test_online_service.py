@@ -127,7 +127,7 @@ def test_no_item_is_an_answer(client: ServiceClient) -> None:
 
 
 def test_ranking_scores_are_those_of_the_ranker(client: ServiceClient, runs: ServedRuns, recommender: Recommender) -> None:
-    """For items by key; test_agreement.py has whole rows."""
+    """Scores items by key; test_agreement.py scores whole rows."""
     row, keys = user_row(runs, 3), [9, 10**9, 4]
     expected = recommender.rank(row, recommender.catalogue.positions(keys)[None])[0].tolist()
     scores = client.answer("/rank", user=3, items=keys)["scores"]

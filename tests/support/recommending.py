@@ -1,4 +1,4 @@
-"""What jobs/recommend.py reads in tests, and the same recommendations computed one user at a time."""
+"""Writes what jobs/recommend.py reads in tests, and computes the same recommendations one user at a time."""
 
 from __future__ import annotations
 

@@ -192,16 +192,16 @@ def _ray_data_settings() -> Iterator[None]:
         "op_resource_reservation_enabled": False,
         "enable_progress_bars": sys.stderr.isatty(),
     }
-    log, context = logging.getLogger("ray.data"), ray.data.DataContext.get_current()
-    level, before = log.level, {name: getattr(context, name) for name in settings}
-    log.setLevel(logging.CRITICAL)
+    logger, context = logging.getLogger("ray.data"), ray.data.DataContext.get_current()
+    level, before = logger.level, {name: getattr(context, name) for name in settings}
+    logger.setLevel(logging.CRITICAL)
     try:
         _set_attributes(context, settings)
         yield
     except RayError as error:
         raise _root_cause(error) from error
     finally:
-        log.setLevel(level)
+        logger.setLevel(level)
         _set_attributes(context, before)
 
 

@@ -25,8 +25,8 @@ class BatchConfig:
     """With Ray: how many processes, each with its own copy of the models; 0: one a core, or with --device cuda one a GPU."""
     device: InferenceDevice = "cpu"
     inference: InferenceEngine = "auto"
-    """What runs the dense part of the ranking model: torch; onnx (faster on CPUs; extra `serving`); onnx-int8 (faster yet, at a
-    small loss: jobs/compare_precision.py); auto: onnx on a CPU where it is installed and can run the model."""
+    """Chooses the engine of the ranking model's dense part: torch; onnx (faster on CPUs; extra `serving`); onnx-int8 (faster yet,
+    at a small loss: jobs/compare_precision.py); auto: onnx on a CPU where it is installed and can run the model."""
     tables: TablePrecision = "fp32"
     """The type of the ranking model's embeddings in memory: fp16 halves and int8 quarters them, at a small loss."""
     overwrite: bool = False

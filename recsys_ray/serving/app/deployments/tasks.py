@@ -30,7 +30,7 @@ class ModelSources:
     threads: int = 1
     """Threads on which a replica computes."""
     inference: InferenceEngine = "auto"
-    """What runs the dense part of the ranking model."""
+    """Chooses the engine of the ranking model's dense part, as `load_bundle` does."""
     tables: TablePrecision = "fp32"
     """The type of the ranking model's embeddings in memory."""
 
