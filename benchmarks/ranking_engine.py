@@ -119,8 +119,8 @@ def ways(case: Case, job: Job) -> dict[str, Callable[[], Any]]:
     found = {
         "module(batch)": lambda: task.module(batch),
         "pairs, PyTorch": scored_by(None),
-        "pairs, ONNX Runtime": scored_by(onnx_engine(pairs, ranker.schema, task.split.dim)),
-        "pairs, ONNX Runtime, int8": scored_by(onnx_engine(pairs, ranker.schema, task.split.dim, int8=True)),
+        "pairs, ONNX Runtime": scored_by(onnx_engine(pairs, task.split.dim)),
+        "pairs, ONNX Runtime, int8": scored_by(onnx_engine(pairs, task.split.dim, int8=True)),
     }
     if job.compile:
         compiled = torch.compile(pairs, dynamic=True)

@@ -19,6 +19,8 @@ import ray
 import torch
 
 from recsys_ray.data.dataset.directory import DatasetDirectory
+from recsys_ray.data.engines.base import EngineFailed, TaskWorkers
+from recsys_ray.data.engines.ray_data import RayEngine
 from recsys_ray.models.rows import take_rows
 from recsys_ray.schema import QUERY_SIDES
 from recsys_ray.serving.batch.recommending.job import recommend
@@ -106,6 +108,30 @@ def test_a_killed_job_goes_on_to_the_recommendations_of_one_user_at_a_time(two_s
 
     again = (tmp_path / "out" / "_SUCCESS").stat().st_mtime_ns
     assert recommend(settings) == counts and (tmp_path / "out" / "_SUCCESS").stat().st_mtime_ns == again
+
+
+def test_without_interactions_nobody_has_seen_anything(two_stages: TwoStages, tmp_path: Path) -> None:
+    tables = write_tables(two_stages, tmp_path / "tables")
+    counts = recommend(recommend_config(two_stages, tables, tmp_path / "out", interactions=(), history=""))
+    # Whom the models know by what they have seen they do not know here.
+    assert counts == Counter(users=USERS + 4, rows=(USERS + 4) * K, users_with_popular_items=2)
+
+
+def test_the_error_of_a_task_is_raised_with_its_cause() -> None:
+    class CannotBePickled(Exception):
+        def __init__(self, column: str, value: str) -> None:
+            super().__init__(f"{column} is {value}")
+
+    def fails(_: int) -> None:
+        raise ValueError("column x is odd")
+
+    def fails_oddly(_: int) -> None:
+        raise CannotBePickled("column x", "odd")
+
+    with pytest.raises(ValueError, match=r"\Acolumn x is odd\Z"):
+        RayEngine().run_tasks([0], fails, TaskWorkers(1))
+    with pytest.raises(EngineFailed, match="CannotBePickled: column x is odd"):
+        RayEngine().run_tasks([0], fails_oddly, TaskWorkers(1))
 
 
 def assert_recommended(found: pa.Table, users: list[dict[str, Any]], reference: Reference) -> None:

@@ -21,6 +21,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -108,6 +109,17 @@ def test_a_run_is_registered_with_all_that_is_known_of_it_and_only_once(registry
 
     register_job(RegisterJob(str(folder / "good"), "clicks"))
     assert [one.version for one in client.search_model_versions("name='clicks'")] == [version.version]
+
+
+def test_a_batch_job_takes_a_model_by_its_alias(registry: str, folder: Path, tmp_path: Path) -> None:
+    rows = rows_of("models:/clicks@candidate", 50)
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    flags = ["--model=models:/clicks@candidate", f"--rows={tmp_path / 'rows.parquet'}", f"--out={tmp_path / 'out'}"]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": registry, "RAY_ADDRESS": "local"}
+    subprocess.run([sys.executable, "jobs/score.py", *flags], cwd=ROOT, env=environment, check=True)
+    scored = pq.read_table(tmp_path / "out")
+    assert set(scored["model_version"].to_pylist()) == {load_ranker(folder / "good").version}
+    np.testing.assert_allclose(scored["score"], load_ranker(folder / "good").predict(rows), atol=1e-6)
 
 
 def test_mlflow_scores_raw_rows_as_the_ranker_does(registry: str, folder: Path) -> None:

@@ -134,7 +134,7 @@ def pair_engine(task: Task, schema: Schema, engine: InferenceEngine, device: str
         raise ValueError(f"engine {engine} runs on a CPU, and the device is {device}: use engine torch")
     if task.split is None:
         raise ValueError(f"engine {engine} runs models that can be split (Task.split), and this one cannot: use engine torch")
-    return onnx_engine(PairScores(task.split, schema), schema, task.split.dim, int8=engine == "onnx-int8")
+    return onnx_engine(PairScores(task.split, schema), task.split.dim, int8=engine == "onnx-int8")
 
 
 def load_ranker(location: str | Path, **options: str) -> Ranker:

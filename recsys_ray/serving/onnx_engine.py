@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from recsys_ray.schema import QUERY_SIDES, Schema
-from recsys_ray.serving.pair_scores import PairScores, SideFeatures
+from recsys_ray.serving.pair_scores import PairScores, SideColumns, SideFeatures
 
 PairEngine = Callable[[SideFeatures, SideFeatures, torch.Tensor, torch.Tensor], np.ndarray]
 """Computes what `PairScores.forward` does, as numpy."""
@@ -38,7 +37,7 @@ class PairInputs(NamedTuple):
     item: torch.Tensor
 
 
-def onnx_engine(model: PairScores, schema: Schema, dim: int, *, int8: bool = False) -> PairEngine:
+def onnx_engine(model: PairScores, dim: int, *, int8: bool = False) -> PairEngine:
     """Exports a model and opens it, with as many threads as PyTorch has.
 
     Args:
@@ -51,14 +50,14 @@ def onnx_engine(model: PairScores, schema: Schema, dim: int, *, int8: bool = Fal
     options.intra_op_num_threads = torch.get_num_threads()
     # Threads that wait in busy loops take the cores from PyTorch's, which look embeddings up, and from other processes.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    example = _example(schema, dim, users=2, items=3, pairs=5)
+    example = _example(model, dim, users=2, items=3, pairs=5)
     session = runtime.InferenceSession(_exported(model, example, int8=int8), options, ["CPUExecutionProvider"])
 
     def score(users: SideFeatures, items: SideFeatures, user: torch.Tensor, item: torch.Tensor) -> np.ndarray:
         values = (*users, *items, user, item)
         return session.run(None, {name: one.numpy() for name, one in zip(INPUTS, values, strict=True)})[0]
 
-    inputs = _example(schema, dim, users=7, items=40, pairs=77)
+    inputs = _example(model, dim, users=7, items=40, pairs=77)
     _check(score, model, inputs, LARGEST_DIFFERENCE_INT8 if int8 else LARGEST_DIFFERENCE)
     return score
 
@@ -75,15 +74,12 @@ def _check(score: PairEngine, model: PairScores, inputs: PairInputs, largest: fl
         raise ValueError(f"engine onnx scores this model differently, by up to {difference:.1e}: use engine torch")
 
 
-def _example(schema: Schema, dim: int, *, users: int, items: int, pairs: int) -> PairInputs:
-    def side(rows: int, *, of_query: bool) -> SideFeatures:
-        dense, categorical = (
-            sum((column.side in QUERY_SIDES) == of_query for column in columns) for columns in (schema.dense, schema.categorical)
-        )
-        return SideFeatures(torch.rand(rows, dense), torch.rand(rows, categorical, dim))
+def _example(model: PairScores, dim: int, *, users: int, items: int, pairs: int) -> PairInputs:
+    def side(rows: int, columns: SideColumns) -> SideFeatures:
+        return SideFeatures(torch.rand(rows, len(columns.dense)), torch.rand(rows, len(columns.categorical), dim))
 
     user, item = (torch.arange(pairs) % rows for rows in (users, items))
-    return PairInputs(side(users, of_query=True), side(items, of_query=False), user, item)
+    return PairInputs(side(users, model.user_columns), side(items, model.item_columns), user, item)
 
 
 def _exported(model: PairScores, example: PairInputs, *, int8: bool) -> bytes:

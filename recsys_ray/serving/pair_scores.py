@@ -30,15 +30,29 @@ class _Run(NamedTuple):
     stop: int
 
 
+class SideColumns(NamedTuple):
+    """The positions of one side's columns among all of a model's."""
+
+    dense: list[int]
+    categorical: list[int]
+
+    def of(self, dense: torch.Tensor, embeddings: torch.Tensor) -> SideFeatures:
+        """Returns the side's features of rows that have all columns."""
+        return SideFeatures(dense[:, self.dense], embeddings[:, self.categorical])
+
+
 class PairScores(nn.Module):
     """The dense part of a ranking model, which puts the columns of a user and an item in the order that it reads them in."""
 
     def __init__(self, split: SplitRanker, schema: Schema) -> None:
         super().__init__()
         self.scores = split.dense
-        self._dense = _runs(column.side in QUERY_SIDES for column in schema.dense)
         side_of = {column.name: column.side for column in schema.categorical}
-        self._categorical = _runs(side_of[name] in QUERY_SIDES for name in split.features)
+        dense = [column.side in QUERY_SIDES for column in schema.dense]
+        categorical = [side_of[name] in QUERY_SIDES for name in split.features]
+        self.user_columns = SideColumns(_places(dense, True), _places(categorical, True))
+        self.item_columns = SideColumns(_places(dense, False), _places(categorical, False))
+        self._dense, self._categorical = _runs(dense), _runs(categorical)
 
     def forward(self, users: SideFeatures, items: SideFeatures, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
         """Returns the scores [B] of pairs; `user` and `item`, int64 [B], are rows of `users` and of `items`."""
@@ -48,6 +62,10 @@ class PairScores(nn.Module):
         if not self._dense:  # a model without dense columns is trained with one of zeros
             return self.scores(torch.zeros_like(embeddings[:, 0, :1]), embeddings)
         return self.scores(_joined(self._dense, theirs.dense, its.dense), embeddings)
+
+
+def _places(of_query: list[bool], wanted: bool) -> list[int]:
+    return [place for place, one in enumerate(of_query) if one == wanted]
 
 
 def _runs(of_query: Iterable[bool]) -> tuple[_Run, ...]:

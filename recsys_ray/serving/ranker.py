@@ -13,7 +13,7 @@ from recsys_ray.bundle.manifest import Manifest
 from recsys_ray.columns import LENGTHS, ROW_WEIGHT, Columns
 from recsys_ray.models.rows import take_rows
 from recsys_ray.models.task import Batch, Task
-from recsys_ray.schema import QUERY_SIDES, Dense, Schema, Side
+from recsys_ray.schema import Dense, Schema, Side
 from recsys_ray.serving.encoder import Encoder, RawRows, as_table
 from recsys_ray.serving.onnx_engine import PairEngine
 from recsys_ray.serving.pair_scores import PairScores, SideFeatures
@@ -64,7 +64,8 @@ class Ranker:
         batch = self._batch(columns)
         if self.engine is None:
             return self.task.predict(self.task.module, batch).float().cpu().numpy()
-        (users, items), rows = self._sides(batch, QUERY_SIDES, ("item",)), torch.arange(len(batch.dense))
+        embeddings, rows = self._looked_up(batch), torch.arange(len(batch.dense))
+        users, items = (side.of(batch.dense, embeddings) for side in (self._pairs.user_columns, self._pairs.item_columns))
         return self.engine(users, items, rows, rows)
 
     @torch.inference_mode()
@@ -75,7 +76,9 @@ class Ranker:
         """
         if self.task.split is None:
             return columns
-        return self._sides(self._batch(without_values(columns, self.schema)), sides)[0]
+        batch = self._batch(without_values(columns, self.schema))
+        side = self._pairs.item_columns if sides == ("item",) else self._pairs.user_columns
+        return side.of(batch.dense, self._looked_up(batch))
 
     @torch.inference_mode()
     def score_pairs(self, users: PairSide, items: PairSide, user: torch.Tensor, item: torch.Tensor) -> np.ndarray:
@@ -96,18 +99,9 @@ class Ranker:
         assert self.task.split is not None
         return PairScores(self.task.split, self.schema).eval()
 
-    def _sides(self, batch: Batch, *groups: tuple[Side, ...]) -> list[SideFeatures]:
-        """Returns the features of each group of sides."""
+    def _looked_up(self, batch: Batch) -> torch.Tensor:
         assert self.task.split is not None
-        embeddings, features = self.task.split.lookup(batch), self.task.split.features
-        side_of = {column.name: column.side for column in self.schema.categorical}
-
-        def of(sides: tuple[Side, ...]) -> SideFeatures:
-            dense = [place for place, column in enumerate(self.schema.dense) if column.side in sides]
-            categorical = [place for place, name in enumerate(features) if side_of[name] in sides]
-            return SideFeatures(batch.dense[:, dense], embeddings[:, categorical])
-
-        return [of(sides) for sides in groups]
+        return self.task.split.lookup(batch)
 
     def _batch(self, columns: Columns) -> Batch:
         rows = row_count(columns, self.schema)

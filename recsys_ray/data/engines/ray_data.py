@@ -28,6 +28,7 @@ from recsys_ray.host_memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 MAX_ROWS_PER_RAY_TASK = 1 << 18
+RETRY_ADVICE = "\nFailed to apply UDF transform after "
 T = TypeVar("T")
 
 
@@ -74,8 +75,8 @@ class RayEngine:
         if workers.gpu and not gpus:
             raise ValueError("--device cuda: this Ray cluster has no GPU")
         count = min(workers.count or (gpus if workers.gpu else _free_cores()) or 1, len(numbers))
-        tasks = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
         with _ray_data_settings():
+            tasks = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
             tasks.map_batches(
                 _TaskActor,
                 fn_constructor_args=(task,),
@@ -190,6 +191,7 @@ def _ray_data_settings() -> Iterator[None]:
     settings = {
         "use_datasource_v2": False,
         "op_resource_reservation_enabled": False,
+        "raise_original_map_exception": True,
         "enable_progress_bars": sys.stderr.isatty(),
     }
     logger, context = logging.getLogger("ray.data"), ray.data.DataContext.get_current()
@@ -211,9 +213,12 @@ def _set_attributes(context: ray.data.DataContext, settings: dict[str, bool]) ->
 
 
 def _root_cause(error: BaseException) -> BaseException:
+    """Returns the error that a task raised, without the advice to Ray Data's own users that is appended to its message."""
     while isinstance(error, RayError):
-        cause = getattr(error, "cause", None) or error.__cause__
+        cause = getattr(error, "cause", None)
         if cause is None:
             return EngineFailed(f"Ray: {error}")
         error = cause
+    if error.args and isinstance(error.args[0], str):
+        error.args = (error.args[0].partition(RETRY_ADVICE)[0], *error.args[1:])
     return error
