@@ -41,6 +41,8 @@ class LoopConfig:
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast of the dense part on GPUs that have it, fp32 elsewhere."""
+    compile: bool = True
+    """Compile the model where it trains on a single GPU, which takes half a minute at the first step."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.fx
@@ -16,7 +16,7 @@ from recsys_ray.columns import ROW_WEIGHT, Columns
 from recsys_ray.config import ModelConfig
 from recsys_ray.models.embeddings import embedding_tables, jagged
 from recsys_ray.models.evaluation.binary_metrics import evaluate_binary
-from recsys_ray.models.interaction import DotInteraction, SparseFeatures
+from recsys_ray.models.interaction import CrossInteraction, CrossNetwork, DotInteraction, SparseFeatures
 from recsys_ray.models.losses import global_mean_loss
 from recsys_ray.models.step_cost import step_cost
 from recsys_ray.models.task import Batch, BuildContext, Outputs, RegisteredModel, SplitRanker, Task
@@ -47,7 +47,7 @@ def build_dlrm(config: DLRMConfig, context: BuildContext) -> Task:
     if schema.label is None:
         raise ValueError("the schema has no label column, which a DLRM predicts: add one, or train a Two Tower")
     model = _dlrm(config, schema, context.device)
-    module = WeightedBinaryLoss(model, context.device, context.autocast)
+    module = DLRMLoss(model, context.device, context.autocast)
     to_batch = partial(labelled_batch, schema)
     features = len(schema.categorical)
     dots = (features + 1) ** 2 * config.embedding_dim if config.interaction == "dot" else 0
@@ -62,6 +62,7 @@ def build_dlrm(config: DLRMConfig, context: BuildContext) -> Task:
         headline=("auc", "ne"),
         loss_name="log loss",
         split=split_ranker(model, config.embedding_dim),
+        compiles=True,
     )
 
 
@@ -87,7 +88,9 @@ def _dlrm(config: DLRMConfig, schema: Schema, device: torch.device) -> DLRM:
             model.over_arch = OverArch(model.inter_arch.width(config.embedding_dim), top, device)
         case "dcn":
             model = DLRM_DCN(tables, dense_in, bottom, top, config.cross_layers, config.cross_rank, dense_device=device)
-            model.inter_arch.to(device)
+            cross = CrossNetwork((len(schema.categorical) + 1) * config.embedding_dim, config.cross_layers, config.cross_rank)
+            cross.load_state_dict(model.inter_arch.crossnet.state_dict())
+            model.inter_arch = CrossInteraction(len(schema.categorical), cross).to(device)
     model.sparse_arch = SparseFeatures(tables)
     return model
 
@@ -103,16 +106,37 @@ class WeightedBinaryLoss(nn.Module):
 
     def __init__(self, model: nn.Module, device: torch.device, autocast: torch.dtype | None) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self._device_type, self._autocast = device.type, autocast
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, Outputs]:
         """Returns the mean loss of the global batch, and the logits [B] with their labels."""
-        with torch.autocast(self._device_type, dtype=self._autocast, enabled=self._autocast is not None):
+        with self.autocast():
             logits = self.model(batch.dense, batch.sparse)
-        logits = logits.squeeze(-1).float()
-        loss = global_mean_loss(logits, batch.labels, batch.weights)
-        return loss, {"loss": loss.detach(), "logits": logits.detach(), "labels": batch.labels}
+        return loss_and_outputs(logits, batch)
+
+    def autocast(self) -> torch.autocast:
+        """Returns the context of the model's arithmetic."""
+        return torch.autocast(self._device_type, dtype=self._autocast, enabled=self._autocast is not None)
+
+
+class DLRMLoss(WeightedBinaryLoss):
+    """A DLRM with its loss, which looks embeddings up before all else, and here: the rest then compiles to one graph."""
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, Outputs]:
+        """Returns the mean loss of the global batch, and the logits [B] with their labels."""
+        with self.autocast():
+            embeddings = self.model.sparse_arch(batch.sparse)
+            mixed = self.model.inter_arch(dense_features=self.model.dense_arch(batch.dense), sparse_features=embeddings)
+            logits = self.model.over_arch(mixed)
+        return loss_and_outputs(logits, batch)
+
+
+def loss_and_outputs(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Outputs]:
+    """Returns what a Task's module returns: the mean loss of the global batch, and the outputs. `logits` are [B, 1]."""
+    logits = logits.squeeze(-1).float()
+    loss = global_mean_loss(logits, batch.labels, batch.weights)
+    return loss, {"loss": loss.detach(), "logits": logits.detach(), "labels": batch.labels}
 
 
 class DenseScores(nn.Module):

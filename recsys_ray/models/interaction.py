@@ -1,4 +1,4 @@
-"""Faster replacements for two parts of TorchRec's DLRM, its SparseArch and its dot-product interaction (Naumov et al. 2019).
+"""Faster replacements for parts of TorchRec's DLRM: its SparseArch, its dot-product interaction and its cross network.
 
 TorchRec selects the pairs from the matrix of all dot products by indexing, whose gradient is a slow scatter-add, and its backward
 pass then has two products, one for each side of a pair. Both sides are the same features, so here the gradients of the pairs are
@@ -13,6 +13,9 @@ from typing import Any
 import torch
 import torch.fx
 from torch import nn
+from torch.nn import functional
+from torchrec.models.dlrm import InteractionDCNArch
+from torchrec.modules.crossnet import LowRankCrossNet
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
@@ -29,6 +32,7 @@ class SparseFeatures(nn.Module):
         self.embedding_bag_collection = tables
         self.sparse_feature_names = [name for table in tables.embedding_bag_configs() for name in table.feature_names]
 
+    @torch.compiler.disable  # the kernels of the lookup are compiled already, and all that follows becomes one graph
     def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
         """Returns embeddings [B, F, D], in the order of `sparse_feature_names`."""
         return in_order(self.embedding_bag_collection(features), self.sparse_feature_names)
@@ -78,8 +82,33 @@ class DotInteraction(nn.Module):
 
     def forward(self, dense_features: torch.Tensor, sparse_features: torch.Tensor) -> torch.Tensor:
         """Returns [B, width] of inputs [B, D] and [B, F, D]: dense features, the dot products of all pairs, zero padding."""
-        together = torch.cat([dense_features.unsqueeze(1), sparse_features], dim=1)
+        # Under autocast the dense features are of its type, and the rest of the arithmetic is too.
+        together = torch.cat([dense_features.unsqueeze(1), sparse_features.to(dense_features.dtype)], dim=1)
         return concat_dots(dense_features, pairwise_dots(together), self.width(dense_features.shape[1]))
+
+
+class CrossInteraction(InteractionDCNArch):
+    """TorchRec's interaction by a cross network, computed in the type of the dense features: autocast's, where it is on."""
+
+    def forward(self, dense_features: torch.Tensor, sparse_features: torch.Tensor) -> torch.Tensor:
+        """Returns [B, (F + 1) D] of inputs [B, D] and [B, F, D]."""
+        return super().forward(dense_features, sparse_features.to(dense_features.dtype))
+
+
+class CrossNetwork(LowRankCrossNet):
+    """A low-rank cross network whose element-wise arithmetic is of the type of its input.
+
+    TorchRec's adds biases of float32, and so is left with float32 between its products under autocast: twice the memory traffic
+    of what is bound by memory.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Returns [B, N] of an input [B, N]."""
+        crossed = input
+        for narrow, wide, bias in zip(self.V_kernels, self.W_kernels, self.bias, strict=True):
+            product = functional.linear(functional.linear(crossed, narrow), wide)
+            crossed = input * (product + bias.to(product.dtype)) + crossed
+        return crossed
 
 
 @torch.fx.wrap
@@ -95,8 +124,13 @@ def pairwise_dots(features: torch.Tensor) -> torch.Tensor:
     return _PairwiseDots.apply(features, *_pair_positions(features.shape[1], features.device))
 
 
-@cache
+@torch.compiler.assume_constant_result  # else compiled code would make them in every step: it sees through a cache
 def _pair_positions(features: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return _cached_pair_positions(features, device)
+
+
+@cache
+def _cached_pair_positions(features: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns, for the flattened matrix of all products, the position of every pair, and the pair at every position.
 
     The diagonal has no pair: it points to a column of zeros. These are not buffers of the module, which to_empty() would wipe.

@@ -136,6 +136,9 @@ class Task:
     """The halves of a retrieval model; None for a ranking model."""
     split: SplitRanker | None = None
     """The parts of a ranking model that can be split; else None."""
+    compiles: bool = False
+    """Whether torch.compile can compile `module` around its lookups: nothing else depends on the values of a batch, and shapes
+    depend on its number of rows alone."""
 
 
 class DatasetFacts(Protocol):

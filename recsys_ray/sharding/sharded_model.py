@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
+from recsys_ray.compat.torchrec_compat import ShardedEmbeddingBagCollection, holds_whole_tables, lookup_without_exchange
 from recsys_ray.config import OptimizerConfig, ShardingConfig
 from recsys_ray.distributed import World
 from recsys_ray.host_memory import zeros_on_huge_pages
@@ -29,7 +30,18 @@ def shard_model(
         fuse_sparse_optimizer(module, optimizer)
     memory = available_memory(world, sharding, trains=optimizer is not None)
     plan = make_plan(module, world, types=sharding.types, memory=memory, local_batch=local_batch)
-    return DistributedModelParallel(module, device=world.device, plan=plan, sharders=sharders(sharding.types, world.size))
+    model = DistributedModelParallel(
+        module,
+        device=world.device,
+        plan=plan,
+        sharders=sharders(sharding.types, world.size),
+        init_data_parallel=world.size > 1,  # DDP around a single worker only costs time
+    )
+    if world.size == 1:
+        for part in model.modules():
+            if isinstance(part, ShardedEmbeddingBagCollection) and holds_whole_tables(part):
+                part.forward = lookup_without_exchange(part)
+    return model
 
 
 def initialise_tables(model: nn.Module, init_range: float, seed: int) -> None:

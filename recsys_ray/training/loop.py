@@ -19,6 +19,7 @@ from recsys_ray.models.task import Evaluation, Task
 from recsys_ray.reporting.tracking.tracker import Tracker
 from recsys_ray.training.checkpointing.checkpoints import Checkpoints
 from recsys_ray.training.checkpointing.progress import Progress
+from recsys_ray.training.device_batches import batches_on_device
 from recsys_ray.training.not_finite import record_not_finite
 from recsys_ray.training.optimizers import rate_factor
 from recsys_ray.training.steps import Step, make_step, train_steps
@@ -60,7 +61,8 @@ def train_epochs(run: Run) -> bool:
     config, progress = run.config, run.progress
     stop = StopRequest(config.run_dir, config.checkpoint.grace_seconds)
     policy = StoppingPolicy(config.checkpoint, stop)
-    step = make_step(run.model, run.optimizer, run.world)
+    compiled_rows = config.train.global_batch if config.train.compile and run.task.compiles else 0
+    step = make_step(run.model, run.optimizer, run.world, compiled_rows=compiled_rows)
     run.streams["train"].start_at(progress.epoch, progress.blocks_in_epoch)
     if not _finished(config.train, progress):
         run.checkpoints.reserve()
@@ -93,23 +95,24 @@ def train_rest_of_epoch(run: Run, step: Step, policy: StoppingPolicy) -> None:
     if blocks >= stream.blocks:  # the run ended after this epoch was trained and before it was validated
         stream.start_at(progress.epoch + 1, 0)
         return
-    batches = TimedBatches(run.task.to_batch(columns) for columns in stream)
-    meter = EpochMeter(batches, loop.global_batch, run.world.device)
-    losses = train_steps(
-        step, batches, run.optimizer, loop=loop, rates=run.config.optimizer, done=progress.step, rank=run.world.rank
-    )
-    try:
-        for loss in losses:
-            meter.losses.append(loss)
-            progress.step, blocks = progress.step + 1, blocks + blocks_per_step
-            progress.blocks_in_epoch = min(blocks, stream.blocks)
-            run.startup.first_step()
-            after_step(run, meter, policy)
-        if meter.losses:
-            record_point(run, meter)
-    except LossNotFinite as error:
-        since = error.steps_ago
-        raise not_finite(run, progress.step - since, blocks - (since + 1) * blocks_per_step) from error
+    with batches_on_device(stream, run.task.to_batch, run.world.device) as on_device:
+        batches = TimedBatches(on_device)
+        meter = EpochMeter(batches, loop.global_batch, run.world.device)
+        losses = train_steps(
+            step, batches, run.optimizer, loop=loop, rates=run.config.optimizer, done=progress.step, rank=run.world.rank
+        )
+        try:
+            for loss in losses:
+                meter.losses.append(loss)
+                progress.step, blocks = progress.step + 1, blocks + blocks_per_step
+                progress.blocks_in_epoch = min(blocks, stream.blocks)
+                run.startup.first_step()
+                after_step(run, meter, policy)
+            if meter.losses:
+                record_point(run, meter)
+        except LossNotFinite as error:
+            since = error.steps_ago
+            raise not_finite(run, progress.step - since, blocks - (since + 1) * blocks_per_step) from error
     policy.finish()
     progress.add_seconds(meter.seconds)
 

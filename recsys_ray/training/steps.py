@@ -1,9 +1,14 @@
-"""Training steps: on a GPU by TorchRec's TrainPipelineSparseDist (copy, input distribution and compute overlap), on CPU plain."""
+"""Training steps: plain for a single worker and on CPU; for several GPUs TorchRec's TrainPipelineSparseDist, in which copy, input
+distribution and compute overlap.
+
+On a single GPU everything but the lookups is compiled, since at small batches the host's launches take longer than the kernels.
+"""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -20,20 +25,43 @@ Step = Callable[[Iterator[Batch]], Outputs]
 """Trains on the next batch and returns the model's outputs. Raises StopIteration where there is no batch."""
 
 
-def make_step(model: Any, optimizer: CombinedOptimizer, world: World) -> Step:
-    """Returns the step for this worker's device."""
-    if world.device.type == "cuda":
+def make_step(model: Any, optimizer: CombinedOptimizer, world: World, *, compiled_rows: int = 0) -> Step:
+    """Returns the step for this worker's device.
+
+    Args:
+        compiled_rows: compiles the model for batches of so many rows, where it runs on a single GPU; 0: it is not compiled.
+    """
+    if world.device.type == "cuda" and world.size > 1:
         return pipelined_step(model, optimizer, world)
+    if world.device.type == "cuda" and compiled_rows:
+        return compiled_step(model, optimizer, compiled_rows)
+    return partial(plain_step, model, optimizer)
 
-    def plain(batches: Iterator[Batch]) -> Outputs:
+
+def plain_step(model: Any, optimizer: CombinedOptimizer, batches: Iterator[Batch]) -> Outputs:
+    """Trains on the next batch."""
+    return _train_on(next(batches), model, optimizer)
+
+
+def compiled_step(model: Any, optimizer: CombinedOptimizer, rows: int, backend: str = "inductor") -> Step:
+    """Compiles the model in place and returns a step that uses it; its first call takes the half minute that compiling takes."""
+    model.module.compile(dynamic=False, backend=backend)
+
+    def step(batches: Iterator[Batch]) -> Outputs:
         batch = next(batches)
-        optimizer.zero_grad()
-        loss, outputs = model(batch)
-        loss.backward()
-        optimizer.step()
-        return outputs
+        # An epoch's last batch may be short: for one step it is not worth compiling.
+        with torch.compiler.set_stance("default" if len(batch.weights) == rows else "force_eager"):
+            return _train_on(batch, model, optimizer)
 
-    return plain
+    return step
+
+
+def _train_on(batch: Batch, model: Any, optimizer: CombinedOptimizer) -> Outputs:
+    optimizer.zero_grad()
+    loss, outputs = model(batch)
+    loss.backward()
+    optimizer.step()
+    return outputs
 
 
 def pipelined_step(model: Any, optimizer: CombinedOptimizer, world: World) -> Step:

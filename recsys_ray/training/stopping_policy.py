@@ -45,7 +45,8 @@ class StoppingPolicy:
         # A save that is being taken now must not be requested once more.
         repeated = own is CheckpointAction.SAVE and action is not CheckpointAction.CONTINUE
         self._flag.fill_(CheckpointAction.CONTINUE if repeated else own)
-        self._pending = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        if dist.get_world_size() > 1:
+            self._pending = dist.all_reduce(self._flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
         counted = self._config.every_steps and step % self._config.every_steps == 0
         return max(action, CheckpointAction.SAVE) if counted else action
 
@@ -55,11 +56,12 @@ class StoppingPolicy:
 
     def finish(self) -> CheckpointAction:
         """Waits for the reduction under way, if any, and returns the action that it decided."""
-        if self._pending is None:
-            return CheckpointAction.CONTINUE
-        self._pending.wait()
-        self._pending = None
-        return CheckpointAction(int(self._flag))
+        if self._pending is not None:
+            self._pending.wait()
+            self._pending = None
+        action = CheckpointAction(int(self._flag))
+        self._flag.zero_()
+        return action
 
     def _own_request(self) -> CheckpointAction:
         if self._stop.requested():

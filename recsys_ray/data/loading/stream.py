@@ -95,7 +95,7 @@ class BlockStream:
             predownload=max(config.predownload, layout.blocks),
         )
         note_shared_memory(cache.parent, self._dataset.shared_memory_number)
-        self._loader = _data_loader(self._dataset, layout, config.loader_workers)
+        self._loader = _data_loader(self._dataset, layout, config.loader_workers or 0)  # None in runs of earlier versions
         self._layout, self._weight = layout, weight
         self._blocks_done = 0
         self.block_rows = layout.block_rows
@@ -144,8 +144,7 @@ class BlockStream:
         return -(-(self.blocks - blocks) // self._layout.global_blocks)
 
 
-def _data_loader(dataset: BlockDataset, layout: BatchLayout, loader_workers: int | None) -> DataLoader:
-    workers = loader_workers if loader_workers is not None else 2 * torch.cuda.is_available()
+def _data_loader(dataset: BlockDataset, layout: BatchLayout, workers: int) -> DataLoader:
     if workers:
         _start_forkserver()
     return DataLoader(
