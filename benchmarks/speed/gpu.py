@@ -9,14 +9,13 @@ one is a JSON object with all figures, and an error in one of them does not end 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -27,7 +26,7 @@ import tyro
 
 from benchmarks.speed.gpu_case import CUDA, DEVICE, PRECISION, Case, Interaction, Source, release_memory
 from benchmarks.speed.gpu_models import Ours, measure_torchrec
-from benchmarks.speed.side_by_side import RESULTS, machine
+from benchmarks.speed.side_by_side import keep, machine
 from benchmarks.speed.workers import ALONE
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.host_memory import keep_freed_memory
@@ -64,7 +63,7 @@ class Gpu:
     """None: both."""
     loaders: int | None = None
     """As data.loader_workers; None: the trainer's default."""
-    seconds: float = 220
+    seconds: float = 200
     """After these nothing new begins."""
     skip_torchrec: bool = False
     profile: bool = False
@@ -81,9 +80,9 @@ def main(job: Gpu) -> None:
         for interaction in (job.only,) if job.only else ("dcn", "dot"):
             cases.append(Case(source, interaction, job.dim))
             measure(cases[-1], job, limit)
-        del source.resident
+        source.drop_resident()
     print_table(cases)
-    print_json(cases, job)
+    print_figures(cases, dataset)
     dist.destroy_process_group()
 
 
@@ -109,7 +108,8 @@ class Limit:
 
 def measure(case: Case, job: Gpu, limit: Limit) -> None:
     """Measures a case; the memory of our model is free again when TorchRec's is built."""
-    limit.attempt(case, "batches", lambda: len(case.source.resident))
+    if not limit.attempt(case, "batches", lambda: case.source.resident):
+        return
     release_memory()
     ours = limit.attempt(case, "ours", lambda: Ours(case))
     if ours is not None:
@@ -139,12 +139,11 @@ def join_alone() -> None:
 
 
 def print_table(cases: list[Case]) -> None:
-    found = versions()
-    print(f"\n{machine()['gpu'] or machine()['cpu']}; {'bf16' if PRECISION else 'fp32'}; {found}")
-    print(f"{'':<14}" + "".join(f"{title:>15}" for title in COLUMNS))
+    installed = ", ".join(f"{package} {version}" for package, version in versions().items() if version)
+    print(f"\n{machine()['gpu'] or machine()['cpu']}, {precision()}, {installed}")
+    print(f"{'':<12}" + "".join(f"{title:>15}" for title in COLUMNS))
     for case in cases:
-        values = [case.figures.get(name) for name in COLUMNS.values()]
-        print(f"{case.name:<14}" + "".join(f"{_readable(value):>15}" for value in values))
+        print(f"{case.name:<12}" + "".join(f"{_readable(case.figures.get(name)):>15}" for name in COLUMNS.values()))
     print(flush=True)
 
 
@@ -154,36 +153,32 @@ def _readable(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 10_000 else f"{value:.2f}"
 
 
-def print_json(cases: list[Case], job: Gpu) -> None:
-    """Prints all figures as one line, which is also appended to the results where they are those of a GPU."""
-    line = json.dumps(
-        {
-            "benchmark": "gpu",
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            **machine(),
-            **versions(),
-            "precision": "bf16" if PRECISION else "fp32",
-            "dataset_rows": DatasetDirectory.open(job.dataset).summary["rows"],
-            "dim": job.dim,
-            "cases": [_json_case(case) for case in cases],
-        }
-    )
-    if CUDA:
-        with (RESULTS / "gpu.jsonl").open("a") as file:
-            file.write(line + "\n")
-    print(line, flush=True)
+def print_figures(cases: list[Case], dataset: DatasetDirectory) -> None:
+    """Prints all figures as one line of JSON, which joins the results where it is a GPU's."""
+    facts = {"precision": precision(), "dataset_rows": dataset.summary["rows"], "cases": [_figures(case) for case in cases]}
+    keep("gpu", {**versions(), **facts}, append=CUDA)
 
 
-def _json_case(case: Case) -> dict[str, Any]:
-    figures = {name: float(f"{value:.5g}") for name, value in case.figures.items()}
-    return {"model": case.interaction, "batch": case.source.rows, **figures, "errors": case.errors}
+def _figures(case: Case) -> dict[str, Any]:
+    rounded = {name: float(f"{value:.5g}") for name, value in case.figures.items()}
+    return {"model": case.interaction, "batch": case.source.rows, "dim": case.dim, **rounded, "errors": case.errors}
+
+
+def precision() -> str:
+    return "bf16" if PRECISION else "fp32"
 
 
 def versions() -> dict[str, str | None]:
     """Returns the installed versions of what the speed depends on."""
-    installed = {each.metadata["Name"].lower().replace("_", "-"): each.version for each in metadata.distributions()}
-    fbgemm = installed.get("fbgemm-gpu") or installed.get("fbgemm-gpu-cpu")
-    return {"torch": torch.__version__, "torchrec": installed.get("torchrec"), "fbgemm": fbgemm, "cuda": torch.version.cuda}
+    found = {"torch": torch.__version__, "cuda": torch.version.cuda}
+    return found | {"torchrec": _installed("torchrec"), "fbgemm": _installed("fbgemm-gpu", "fbgemm-gpu-cpu")}
+
+
+def _installed(*packages: str) -> str | None:
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            return metadata.version(package)
+    return None
 
 
 if __name__ == "__main__":

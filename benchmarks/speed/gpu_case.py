@@ -34,7 +34,7 @@ Interaction = Literal["dcn", "dot"]
 Step = Callable[[Iterator[Any]], object]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Source:
     """The batches of a dataset, `rows` rows each."""
 
@@ -62,6 +62,10 @@ class Source:
             stream = self.stream(Path(folder, "shards"), loaders=0)
             batches = islice(stream, min(RESIDENT, self.full_batches(stream)))
             return [{name: values.to(DEVICE) for name, values in columns.items()} for columns in batches]
+
+    def drop_resident(self) -> None:
+        """Frees the memory of the resident batches, which would count in the peaks of the next batch size."""
+        vars(self).pop("resident", None)
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,12 @@ def synchronize() -> None:
 
 
 def release_memory() -> None:
-    """Frees what no variable holds any more, so that the next model has the whole GPU and a peak of its own."""
+    """Frees what no variable holds any more, so that the next model has the whole GPU and a peak of its own.
+
+    Compiled code goes too: it would be compiled anew to fit any batch size where it meets a second one.
+    """
+    if CUDA:
+        torch.compiler.reset()
     gc.collect()
     if CUDA:
         torch.cuda.empty_cache()

@@ -39,13 +39,9 @@ class Ours:
     """Our model of a case with its tables filled, trained as the trainer does."""
 
     def __init__(self, case: Case) -> None:
-        if CUDA:
-            torch.compiler.reset()  # else what was compiled for the last batch size would be made to fit any
         schema, rates = case.source.dataset.schema, OptimizerConfig()
         self._case, self._task = case, build_task(case.config, BuildContext(schema, DEVICE, PRECISION))
-        model = shard_model(
-            self._task.module, WORLD, sharding=ShardingConfig(), optimizer=rates, local_batch=case.source.rows
-        )
+        model = shard_model(self._task.module, WORLD, sharding=ShardingConfig(), optimizer=rates, local_batch=case.source.rows)
         began = time.perf_counter()
         initialise_tables(model, 0.0, 0)
         synchronize()
@@ -109,11 +105,11 @@ class Autocast(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module = module
+        self.train_module = module
 
     def forward(self, batch: TorchRecBatch) -> Any:
         with torch.autocast(DEVICE.type, dtype=PRECISION, enabled=PRECISION is not None):
-            return self.module(batch)
+            return self.train_module(batch)
 
 
 def _torchrec_model(case: Case) -> DistributedModelParallel:
