@@ -65,12 +65,14 @@ def report(benchmark: str, rates: Rates, goals: list[Goal], facts: dict[str, Any
     keep(benchmark, {"rates": rates, "goals": reached, **(facts or {})})
 
 
-def keep(benchmark: str, figures: dict[str, Any]) -> None:
+def keep(benchmark: str, figures: dict[str, Any], *, append: bool = True) -> None:
+    """Prints figures as one line of JSON, which is also appended to the results unless `append` is False."""
     line = json.dumps({"benchmark": benchmark, "at": datetime.now(UTC).isoformat(timespec="seconds"), **machine(), **figures})
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{benchmark}.jsonl").open("a") as file:
-        file.write(line + "\n")
-    print(line)
+    if append:
+        RESULTS.mkdir(exist_ok=True)
+        with (RESULTS / f"{benchmark}.jsonl").open("a") as file:
+            file.write(line + "\n")
+    print(line, flush=True)
 
 
 def machine() -> dict[str, Any]:

@@ -1,0 +1,157 @@
+"""What the benchmark on a GPU measures at each batch size: our step, and TorchRec's own modules in TorchRec's own pipeline."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchrec.datasets.utils import Batch as TorchRecBatch
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.models.dlrm import DLRM, DLRM_DCN, DLRMTrain
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from benchmarks.speed.gpu_case import CUDA, DEVICE, PRECISION, STEPS, WARM, WORLD, Case, Step, profile, synchronize, timed
+from recsys_ray.compat.torch_compat import apply_optimizer_in_backward
+from recsys_ray.config import OptimizerConfig, ShardingConfig
+from recsys_ray.data.loading.device_columns import columns_on_device
+from recsys_ray.data.loading.stream import BlockStream
+from recsys_ray.models.dlrm import labelled_batch
+from recsys_ray.models.registry import build_task
+from recsys_ray.models.task import Batch, BuildContext
+from recsys_ray.sharding.sharded_model import initialise_tables, shard_model
+from recsys_ray.training.optimizers import build_optimizer
+from recsys_ray.training.steps import make_step
+
+
+class Ours:
+    """Our model of a case with its tables filled, trained as the trainer does."""
+
+    def __init__(self, case: Case) -> None:
+        schema, rates = case.source.dataset.schema, OptimizerConfig()
+        self._case, self._task = case, build_task(case.config, BuildContext(schema, DEVICE, PRECISION))
+        model = shard_model(self._task.module, WORLD, sharding=ShardingConfig(), optimizer=rates, local_batch=case.source.rows)
+        began = time.perf_counter()
+        initialise_tables(model, 0.0, 0)
+        synchronize()
+        billions = sum(columns[0].num_embeddings for columns in schema.tables.values()) * case.dim / 1e9
+        filled = (time.perf_counter() - began) / billions
+        case.note("fill_seconds_per_billion", filled, f"{'tables filled':<36}{filled:>10.2f} s a billion numbers")
+        self._step = make_step(model, build_optimizer(model, rates), WORLD)
+
+    def resident(self) -> None:
+        """Measures the first step, which compiles, and then steps on batches that are on the device."""
+        batches = self._resident_batches()
+        first = timed(self._step, batches, 1).seconds
+        self._case.note("first_step_seconds", first, f"{'first step':<36}{first:>10.2f} s")
+        timed(self._step, batches, WARM)
+        self._case.note_steps("resident", "ours, resident", timed(self._step, batches, STEPS))
+        self._case.note_peak("ours")
+        timed(self._step, iter(()))  # a pipeline still holds the next batches
+
+    def disk(self) -> None:
+        """Measures the epoch that unpacks shards into an empty cache, and the next one."""
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            stream = self._case.source.stream(Path(folder, "shards"), self._case.source.loaders)
+            for epoch in ("first", "later"):
+                self._epoch(stream, epoch)
+
+    def profile(self) -> None:
+        """Prints what takes the time of a step on batches that are on the device."""
+        batches = self._resident_batches()
+        timed(self._step, batches, WARM)
+        profile(self._step, batches, steps=STEPS // 3)
+        timed(self._step, iter(()))
+
+    def _resident_batches(self) -> Iterator[Batch]:
+        return cycle([self._task.to_batch(columns) for columns in self._case.source.resident])
+
+    def _epoch(self, stream: BlockStream, epoch: str) -> None:
+        """Times the steps after the first few, which wait for the data to start, and the whole epoch."""
+        began, full = time.perf_counter(), self._case.source.full_batches(stream)
+        with columns_on_device(stream, DEVICE) as columns:
+            batches = map(self._task.to_batch, islice(columns, full))
+            timed(self._step, batches, WARM)
+            rest = timed(self._step, batches)
+        whole = time.perf_counter() - began
+        self._case.note_steps(f"disk_{epoch}", f"ours, from disk, {epoch} epoch", rest)
+        text = f"{'  with its first ' + str(WARM) + ' steps and its start':<36}{1e3 * whole / full:>10.2f} ms a step"
+        self._case.note(f"disk_{epoch}_epoch_seconds", whole, f"{text}, {whole:.1f} s in all")
+
+
+def measure_torchrec(case: Case) -> None:
+    """Measures steps of TorchRec's modules on the same batches, with int64 ids, on the device."""
+    model = _torchrec_model(case)
+    step = _torchrec_step(model, _torchrec_optimizer(model))
+    batches = cycle([_torchrec_batch(case, columns) for columns in case.source.resident])
+    timed(step, batches, WARM)
+    case.note_steps("torchrec", "TorchRec's modules, resident", timed(step, batches, STEPS))
+    case.note_peak("torchrec")
+
+
+class Autocast(nn.Module):
+    """A model under autocast; without it DLRMTrain would compute in float32."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.train_module = module
+
+    def forward(self, batch: TorchRecBatch) -> Any:
+        with torch.autocast(DEVICE.type, dtype=PRECISION, enabled=PRECISION is not None):
+            return self.train_module(batch)
+
+
+def _torchrec_model(case: Case) -> DistributedModelParallel:
+    schema, config = case.source.dataset.schema, case.config
+    tables = [
+        EmbeddingBagConfig(
+            name=f"t_{column.name}",
+            embedding_dim=config.embedding_dim,
+            num_embeddings=column.num_embeddings,
+            feature_names=[column.name],
+        )
+        for column in schema.categorical
+    ]
+    bags = EmbeddingBagCollection(device=torch.device("meta"), tables=tables)
+    cross = (config.cross_layers, config.cross_rank) if case.interaction == "dcn" else ()
+    layers = [*config.dense_layers, config.embedding_dim], [*config.over_layers, 1]
+    kind = DLRM_DCN if case.interaction == "dcn" else DLRM
+    train = DLRMTrain(kind(bags, len(schema.dense), *layers, *cross, dense_device=DEVICE))
+    apply_optimizer_in_backward(RowWiseAdagrad, bags.parameters(), {"lr": OptimizerConfig().sparse_learning_rate})
+    return DistributedModelParallel(Autocast(train), device=DEVICE)
+
+
+def _torchrec_optimizer(model: DistributedModelParallel) -> CombinedOptimizer:
+    parameters, rate = dict(in_backward_optimizer_filter(model.named_parameters())), OptimizerConfig().dense_learning_rate
+    dense = KeyedOptimizerWrapper(parameters, lambda parameters: torch.optim.Adam(parameters, lr=rate))
+    return CombinedOptimizer([model.fused_optimizer, dense])
+
+
+def _torchrec_step(model: DistributedModelParallel, optimizer: CombinedOptimizer) -> Step:
+    if CUDA:
+        return TrainPipelineSparseDist(model, optimizer, DEVICE, execute_all_batches=True).progress
+
+    def plain(batches: Iterator[TorchRecBatch]) -> None:
+        optimizer.zero_grad()
+        loss, _ = model(next(batches))
+        loss.backward()
+        optimizer.step()
+
+    return plain
+
+
+def _torchrec_batch(case: Case, columns: dict[str, torch.Tensor]) -> TorchRecBatch:
+    ours = labelled_batch(case.source.dataset.schema, columns)
+    ids, lengths = ours.sparse.values().long(), ours.sparse.lengths()
+    return TorchRecBatch(ours.dense, KeyedJaggedTensor.from_lengths_sync(ours.sparse.keys(), ids, lengths), ours.labels)
