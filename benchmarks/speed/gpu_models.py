@@ -25,12 +25,12 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from benchmarks.speed.gpu_case import CUDA, DEVICE, PRECISION, STEPS, WARM, WORLD, Case, Step, profile, synchronize, timed
 from recsys_ray.compat.torch_compat import apply_optimizer_in_backward
 from recsys_ray.config import OptimizerConfig, ShardingConfig
-from recsys_ray.data.loading.device_columns import columns_on_device
 from recsys_ray.data.loading.stream import BlockStream
 from recsys_ray.models.dlrm import labelled_batch
 from recsys_ray.models.registry import build_task
 from recsys_ray.models.task import Batch, BuildContext
 from recsys_ray.sharding.sharded_model import initialise_tables, shard_model
+from recsys_ray.training.device_batches import batches_on_device
 from recsys_ray.training.optimizers import build_optimizer
 from recsys_ray.training.steps import make_step
 
@@ -48,7 +48,7 @@ class Ours:
         billions = sum(columns[0].num_embeddings for columns in schema.tables.values()) * case.dim / 1e9
         filled = (time.perf_counter() - began) / billions
         case.note("fill_seconds_per_billion", filled, f"{'tables filled':<36}{filled:>10.2f} s a billion numbers")
-        self._step = make_step(model, build_optimizer(model, rates), WORLD)
+        self._step = make_step(model, build_optimizer(model, rates), WORLD, compiled_rows=case.source.rows)
 
     def resident(self) -> None:
         """Measures the first step, which compiles, and then steps on batches that are on the device."""
@@ -80,8 +80,7 @@ class Ours:
     def _epoch(self, stream: BlockStream, epoch: str) -> None:
         """Times the steps after the first few, which wait for the data to start, and the whole epoch."""
         began, full = time.perf_counter(), self._case.source.full_batches(stream)
-        with columns_on_device(stream, DEVICE) as columns:
-            batches = map(self._task.to_batch, islice(columns, full))
+        with batches_on_device(islice(stream, full), self._task.to_batch, DEVICE) as batches:
             timed(self._step, batches, WARM)
             rest = timed(self._step, batches)
         whole = time.perf_counter() - began

@@ -47,7 +47,7 @@ def jagged(columns: dict[str, torch.Tensor], features: tuple[Categorical, ...]) 
     """
     name = features[0].name
     rows = len(columns.get(name + LENGTHS, columns[name]))
-    ones = torch.ones(rows, dtype=torch.int32)
+    ones = torch.ones(rows, dtype=torch.int32, device=columns[name].device)
     return KeyedJaggedTensor(
         keys=[feature.name for feature in features],
         values=torch.cat([columns[feature.name] for feature in features]),
