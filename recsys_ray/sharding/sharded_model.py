@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 import torch
@@ -13,8 +12,7 @@ from recsys_ray.config import OptimizerConfig, ShardingConfig
 from recsys_ray.distributed import World
 from recsys_ray.host_memory import zeros_on_huge_pages
 from recsys_ray.sharding.planner import available_memory, fuse_sparse_optimizer, make_plan, sharders
-
-ROWS_DRAWN_AT_ONCE = 1 << 16
+from recsys_ray.sharding.table_values import fill_uniform
 
 
 def shard_model(
@@ -35,23 +33,16 @@ def shard_model(
 def initialise_tables(model: nn.Module, init_range: float, seed: int) -> None:
     """Draws the tables uniformly in ± init_range, or if that is 0 in ± 1/sqrt(n) for a table of n rows (Naumov et al. 2019).
 
-    The draw depends on seed, table and row alone: the values are the same whatever the number of workers and the plan.
+    A value depends on seed, table, row and column alone: it is the same whatever the number of workers, the plan and the device.
     """
     for name, tensor in model.state_dict().items():
         if hasattr(tensor, "local_shards"):
             for local in tensor.local_shards():
-                _draw(local, tensor.size(), f"{seed} {name}", init_range)
+                _fill(local, tensor.size(), f"{seed} {name}", init_range)
 
 
-def _draw(local: Any, size: torch.Size, stream: str, init_range: float) -> None:
-    """Fills one local shard of a table of this size; `stream` names the table's sequence of random numbers."""
-    rows, dim = size
+def _fill(local: Any, size: torch.Size, stream: str, init_range: float) -> None:
+    """Fills one local shard of a table of this size; `stream` names the table's random numbers."""
     if local.tensor.device.type == "cpu":
         zeros_on_huge_pages(local.tensor.data_ptr(), local.tensor.nbytes)
-    (first, left), (count, width) = local.metadata.shard_offsets, local.metadata.shard_sizes
-    for chunk in range(first // ROWS_DRAWN_AT_ONCE, -(-(first + count) // ROWS_DRAWN_AT_ONCE)):
-        start, stop = chunk * ROWS_DRAWN_AT_ONCE, min((chunk + 1) * ROWS_DRAWN_AT_ONCE, rows)
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{stream} {chunk}".encode()))
-        drawn = torch.rand(stop - start, dim, generator=generator).mul_(2).sub_(1).mul_(init_range or rows**-0.5)
-        low, high = max(start, first), min(stop, first + count)
-        local.tensor[low - first : high - first].copy_(drawn[low - start : high - start, left : left + width])
+    fill_uniform(local.tensor, local.metadata.shard_offsets, stream=stream, limit=init_range or size[0] ** -0.5)
