@@ -11,7 +11,8 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from recsys_ray.config import OptimizerConfig, ShardingConfig
 from recsys_ray.distributed import World
 from recsys_ray.host_memory import zeros_on_huge_pages
-from recsys_ray.sharding.planner import available_memory, fuse_sparse_optimizer, make_plan, sharders
+from recsys_ray.sharding.planner import available_memory, fuse_sparse_optimizer, make_plan
+from recsys_ray.sharding.search import sharders
 from recsys_ray.sharding.table_values import fill_uniform
 
 
@@ -26,7 +27,7 @@ def shard_model(
     if optimizer is not None:
         fuse_sparse_optimizer(module, optimizer)
     memory = available_memory(world, sharding, trains=optimizer is not None)
-    plan = make_plan(module, world, types=sharding.types, memory=memory, local_batch=local_batch)
+    plan = make_plan(module, world, sharding=sharding, memory=memory, local_batch=local_batch)
     return DistributedModelParallel(module, device=world.device, plan=plan, sharders=sharders(sharding.types, world.size))
 
 
