@@ -76,6 +76,16 @@ def test_tables_beyond_both_are_refused_with_both_sizes() -> None:
 
 
 @pytest.mark.unit
+def test_where_the_host_has_little_memory_the_smallest_tables_are_there() -> None:
+    sizes = (60_000_000, *[3_000_000] * 10)
+    columns = Schema((Label("label"), Dense("age"), *[Categorical(f"c{n}", num_embeddings=rows) for n, rows in enumerate(sizes)]))
+    config = replace(CONFIG, sharding=ShardingConfig(host_memory_gib=8.0))
+    found = plan_cluster(make_workload(config, columns, 1.0), Cluster(gpus_per_node=1, gpu="a10g"))
+    assert found is not None and found.memory[0].host <= 8 * GIB
+    assert {part.table for part in found.shards if part.kernel == "fused"} >= {"c0_table"}
+
+
+@pytest.mark.unit
 def test_smallest_cluster_is_one_whose_gpus_hold_all_tables() -> None:
     cluster = Cluster(gpus_per_node=4, gpu="a10g", host_memory_gib=256)
     smallest = smallest_plan(make_workload(CONFIG, SCHEMA, 1.0), cluster)

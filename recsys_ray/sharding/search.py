@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
@@ -12,7 +12,7 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.proposers import DynamicProgrammingProposer, GreedyProposer, UniformProposer
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import ParameterConstraints, Perf, PlannerError, ShardingOption
+from torchrec.distributed.planner.types import Enumerator, ParameterConstraints, Perf, PlannerError, Proposer, ShardingOption
 from torchrec.distributed.types import CacheParams, ModuleSharder, ShardingPlan
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
@@ -43,7 +43,7 @@ class FoundPlan(NamedTuple):
 
     @property
     def uses_host(self) -> bool:
-        """Whether a table is in host memory behind a GPU."""
+        """Says whether a table is in host memory behind a GPU."""
         return any(option.compute_kernel == CACHED for option in self.options)
 
     @property
@@ -117,9 +117,41 @@ class Search:
         }
 
     def _proposers(self) -> list[Any]:
-        """Returns the planner's usual searches but the exhaustive one, and one for the best use of limited GPU memory."""
-        splits = max(1, PROPOSED_SPLITS // self.workers)
-        return [GreedyProposer(), GreedyProposer(use_depth=False), UniformProposer(), DynamicProgrammingProposer(splits)]
+        """Returns the planner's usual proposers but the exhaustive one, and one each for scarce GPU and scarce host memory."""
+        scarce = [DynamicProgrammingProposer(max(1, PROPOSED_SPLITS // self.workers)), LargestOnGpu()]
+        return [GreedyProposer(), GreedyProposer(use_depth=False), UniformProposer(), *scarce]
+
+
+class LargestOnGpu(Proposer):
+    """A proposer that leaves the largest tables on GPUs, for hosts with little memory: others move the largest to the host first.
+
+    Each proposal has one more of the smallest tables in host memory. Every table is split as evenly as the types on offer allow.
+    """
+
+    def __init__(self) -> None:
+        self._proposals: deque[list[ShardingOption]] = deque()
+
+    def load(self, search_space: list[ShardingOption], enumerator: Enumerator | None = None) -> None:
+        """Makes all proposals from the options of every table."""
+        tables: dict[str, dict[str, list[ShardingOption]]] = {}
+        for option in sorted(search_space, key=lambda option: option.tensor.numel()):
+            tables.setdefault(option.fqn, {}).setdefault(option.compute_kernel, []).append(option)
+        even = [{kernel: min(found, key=_largest_shard) for kernel, found in kernels.items()} for kernels in tables.values()]
+        for on_host in range(1, len(even) + 1):
+            kernels = [CACHED] * on_host + list(FUSED) * (len(even) - on_host)
+            self._proposals.append([options[kernel] for options, kernel in zip(even, kernels, strict=True)])
+
+    def propose(self) -> list[ShardingOption] | None:
+        """Returns the next proposal; None where there are no more."""
+        return self._proposals[0] if self._proposals else None
+
+    def feedback(self, *args: Any, **kwargs: Any) -> None:
+        """Goes on to the next proposal, whether this one was possible or not."""
+        self._proposals.popleft()
+
+
+def _largest_shard(option: ShardingOption) -> int:
+    return max(storage.hbm + storage.ddr for shard in option.shards if (storage := shard.storage))
 
 
 class _Choices:
