@@ -24,7 +24,7 @@ from recsys_ray.planning.workload import make_workload
 from recsys_ray.schema import Categorical, Dense, Label, Schema
 from recsys_ray.sharding.devices import GIB
 from recsys_ray.sharding.placement import table_shards
-from recsys_ray.sharding.planner import RESERVED_SHARE
+from recsys_ray.sharding.search import RESERVED_SHARE
 from recsys_ray.sharding.sharded_model import shard_model
 from tests.support.processes import ROOT
 from tests.support.workers import run_workers

@@ -22,6 +22,7 @@ from recsys_ray.schema import Categorical, Dense, Label, Schema
 from recsys_ray.sharding import planner as sharding
 from recsys_ray.sharding.placement import placement_text, table_shards
 from recsys_ray.sharding.planner import make_plan, on_their_devices
+from recsys_ray.sharding.search import TableMemory
 from recsys_ray.sharding.sharded_model import initialise_tables, shard_model
 from recsys_ray.training.optimizers import build_optimizer, rate_factor, set_learning_rates
 from recsys_ray.training.steps import make_step, pipelined_step, train_steps
@@ -75,7 +76,9 @@ def test_tables_that_do_not_fit_are_refused_with_sizes_and_remedy(world: World) 
 
 @pytest.mark.unit
 def test_plan_follows_the_gpus_that_workers_really_have(world: World) -> None:
-    plan = make_plan(task("dot").module, world, types=("row_wise",), memory=1 << 30, local_batch=ROWS)
+    plan = make_plan(
+        task("dot").module, world, sharding=ShardingConfig(("row_wise",)), memory=TableMemory(1 << 30), local_batch=ROWS
+    )
     places = [part.placement for tables in on_their_devices(plan, (3,)).plan.values() for part in _parts(tables)]
     assert len(places) == 2 and {str(place.device()) for place in places} == {"cuda:3"}
 

@@ -72,7 +72,14 @@ class Training:
         config = DLRMConfig(interaction=interaction, embedding_dim=8, cross_rank=4)  # type: ignore[arg-type]
         self.task = build_task(config, BuildContext(SCHEMA, ALONE.device, precision))
         optimizer = OptimizerConfig()
-        self.model = shard_model(self.task.module, ALONE, sharding=ShardingConfig(), optimizer=optimizer, local_batch=ROWS)
+        self.model = shard_model(
+            self.task.module,
+            ALONE,
+            sharding=ShardingConfig(),
+            optimizer=optimizer,
+            local_batch=ROWS,
+            lookup_type=precision,
+        )
         initialise_tables(self.model, 0.0, 0)
         self.optimizer = build_optimizer(self.model, optimizer)
 

@@ -41,7 +41,14 @@ class Ours:
     def __init__(self, case: Case) -> None:
         schema, rates = case.source.dataset.schema, OptimizerConfig()
         self._case, self._task = case, build_task(case.config, BuildContext(schema, DEVICE, PRECISION))
-        model = shard_model(self._task.module, WORLD, sharding=ShardingConfig(), optimizer=rates, local_batch=case.source.rows)
+        model = shard_model(
+            self._task.module,
+            WORLD,
+            sharding=ShardingConfig(),
+            optimizer=rates,
+            local_batch=case.source.rows,
+            lookup_type=PRECISION,
+        )
         began = time.perf_counter()
         initialise_tables(model, 0.0, 0)
         synchronize()

@@ -76,6 +76,12 @@ class ShardingConfig:
     dense optimizer."""
     memory_gib: float = 0.0
     """Memory that a worker may use for tables and activations; 0: what is free on its GPU, or its share of the host's."""
+    cache_share: float = 0.2
+    """On GPUs, tables that do not fit in GPU memory are in host memory, behind a cache on the GPU of this share of their rows. A
+    larger cache is faster and leaves GPU memory for fewer whole tables. 0: such tables are refused."""
+    host_memory_gib: float = 0.0
+    """Host memory that a worker on a GPU may use for such tables; 0: in training half of its share of what is free, less what the
+    GPU holds, since checkpoints are written from a copy in host memory."""
 
 
 @dataclass(frozen=True)

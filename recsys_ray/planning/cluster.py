@@ -26,6 +26,10 @@ class Cluster:
     """Between nodes, for each GPU in one direction, GB/s: a node's Gbit/s / 8 / its GPUs."""
     tflops: float | None = None
     """Peak TFLOP/s of the dense part: bf16 on a GPU, float32 on a CPU core."""
+    host_memory_gib: float | None = None
+    """Memory of a node for each GPU. Tables that GPUs cannot hold are placed there."""
+    host_link_gb_s: float | None = None
+    """Between a GPU and its host's memory in one direction, GB/s: half of what PCIe's data sheet says."""
     utilisation: float = 0.3
     """The share of that peak that the dense part reaches."""
     price: float = 0.0

@@ -8,6 +8,7 @@ split by columns.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,6 +17,7 @@ from torchrec.distributed.planner.types import Perf, ShardingOption, Storage
 from recsys_ray.planning.cluster import Cluster
 from recsys_ray.planning.workload import FLOAT_BYTES, Workload, optimizer_state_size
 from recsys_ray.sharding.devices import bytes_per_ms
+from recsys_ray.sharding.placement import cache_share
 
 DENSE_COPIES = 4
 """Weights, gradients, and Adam's two averages."""
@@ -37,11 +39,15 @@ class WorkerMemory:
     dense: int = 0
     activations: int = 0
     batches: int = 0
+    cache: int = 0
+    """The cache of tables in host memory, and what finds rows in it."""
+    host: int = 0
+    """Tables in host memory behind a GPU, with their optimizer state."""
 
     @property
     def total(self) -> int:
-        """All bytes together."""
-        return sum(dataclasses.astuple(self))
+        """All bytes of the worker's own memory together."""
+        return sum(dataclasses.astuple(self)) - self.host
 
     def __add__(self, other: WorkerMemory) -> WorkerMemory:
         return WorkerMemory(
@@ -102,6 +108,10 @@ def _shard_memory(size: list[int], storage: Storage, option: ShardingOption, wor
     table, state = FLOAT_BYTES * rows * dim, FLOAT_BYTES * optimizer_state_size(kind, rows, dim)
     # Each part of a table split by columns has a number for each row; the planner counts one number for all parts.
     counted = state * dim // whole_dim if kind == "rowwise_adagrad" else state
+    if share := cache_share(option):
+        # What the planner counts: an optimizer state of cached rows as well, 4 bytes a row of the table and 16 of the cache.
+        cache = math.ceil(share * (table + counted) + rows * (4 + 16 * share))
+        return WorkerMemory(exchange=max(0, storage.hbm - cache), cache=cache, host=table + state)
     return WorkerMemory(table, state, storage.hbm + storage.ddr - table - counted)
 
 

@@ -6,16 +6,15 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import cast
 
-from torchrec.distributed.planner import EmbeddingShardingPlanner
-from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError, ShardingOption
 
 from recsys_ray.planning.cluster import Cluster
 from recsys_ray.planning.cost_model import StepTime, WorkerMemory, estimate_memory, estimate_step_time
 from recsys_ray.planning.workload import FLOAT_BYTES, Workload
 from recsys_ray.sharding.devices import GIB, bandwidths
-from recsys_ray.sharding.placement import TableShard
-from recsys_ray.sharding.planner import RESERVED_SHARE, sharders, topology
+from recsys_ray.sharding.placement import TableShard, cache_share
+from recsys_ray.sharding.planner import host_memory_behind
+from recsys_ray.sharding.search import FoundPlan, Search, TableMemory
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,8 @@ class ClusterPlan:
     shards: list[TableShard]
     memory: list[WorkerMemory]
     step: StepTime
+    all_on_gpu: StepTime | None = None
+    """Where tables are in host memory: the step of such GPUs with enough memory for all tables."""
 
     @property
     def rows_per_second(self) -> float:
@@ -39,31 +40,47 @@ class ClusterPlan:
         return 1e9 / self.rows_per_second / 3600 * self.cluster.price * self.cluster.workers
 
 
-def usable_bytes(workload: Workload, cluster: Cluster) -> int:
-    """Returns the bytes that a worker may use: what --sharding.memory-gib says, or all of its memory."""
-    return int((workload.config.sharding.memory_gib or cluster.device.memory_gib) * GIB)
+def usable_memory(workload: Workload, cluster: Cluster) -> TableMemory:
+    """Returns what a worker may use: what --sharding.memory-gib and .host-memory-gib say, or all that training would use."""
+    sharding, device = workload.config.sharding, cluster.device
+    own = int((sharding.memory_gib or device.memory_gib) * GIB)
+    if cluster.gpu == "cpu" or not sharding.cache_share:
+        return TableMemory(own)
+    behind = host_memory_behind(own, int(device.host_memory_gib * GIB), trains=True)
+    return TableMemory(own, int(sharding.host_memory_gib * GIB) or behind)
 
 
-def plan_cluster(workload: Workload, cluster: Cluster) -> ClusterPlan | None:
-    """Plans the workload on this cluster. Returns None where it does not fit."""
-    limit = usable_bytes(workload, cluster)
-    options = _best_options(workload, cluster, limit)
-    if options is None:
+def plan_cluster(workload: Workload, cluster: Cluster, *, host: bool = True) -> ClusterPlan | None:
+    """Plans the workload on this cluster. Returns None where it does not fit.
+
+    Args:
+        host: whether tables may be in host memory where GPUs have too little.
+    """
+    own, behind = usable_memory(workload, cluster)
+    search = _search(workload, cluster)
+    try:
+        found = search.find(TableMemory(own, behind if host else 0))
+    except PlannerError:
         return None
-    memory = estimate_memory(options, workload, cluster.workers)
-    if max(part.total for part in memory) > limit:
+    memory = estimate_memory(found.options, workload, cluster.workers)
+    if max(part.total for part in memory) > own:
         return None
-    return ClusterPlan(cluster, workload, _shards(options), memory, estimate_step_time(options, workload, cluster))
+    all_on_gpu = _step(search.in_unlimited_memory(), workload, cluster) if found.uses_host else None
+    return ClusterPlan(cluster, workload, _shards(found.options), memory, _step(found, workload, cluster), all_on_gpu)
+
+
+def _step(found: FoundPlan, workload: Workload, cluster: Cluster) -> StepTime:
+    return estimate_step_time(found.options, workload, cluster)
 
 
 def smallest_plan(workload: Workload, cluster: Cluster) -> ClusterPlan | None:
-    """Plans on the fewest such GPUs that the workload fits. Returns None where `most_nodes` nodes are too few."""
-    limit = usable_bytes(workload, cluster)
+    """Plans on the fewest such GPUs whose own memory holds all tables. Returns None where `most_nodes` nodes are too few."""
+    limit = usable_memory(workload, cluster).own
     sizes = [size for size in cluster.sizes() if size * limit >= workload.table_bytes]
     plans: dict[int, ClusterPlan | None] = {}
 
     def fits(place: int) -> bool:
-        plans[place] = plan_cluster(workload, cluster.resized(sizes[place]))
+        plans[place] = plan_cluster(workload, cluster.resized(sizes[place]), host=False)
         return plans[place] is not None
 
     # Planning takes longer with more workers: double the stride until one fits, then bisect between the last two.
@@ -74,29 +91,18 @@ def smallest_plan(workload: Workload, cluster: Cluster) -> ClusterPlan | None:
     return plans.get(found)
 
 
-def _best_options(workload: Workload, cluster: Cluster, limit: int) -> list[ShardingOption] | None:
-    """Returns the planner's choice for every table; None where it finds no room."""
-    kind = "cpu" if cluster.gpu == "cpu" else "cuda"
-    chosen: list[ShardingOption] = []
-
-    def keep(options: list[ShardingOption]) -> list[ShardingOption]:
-        chosen.extend(options)
-        return options
-
-    planner = EmbeddingShardingPlanner(
-        topology=topology(cluster.workers, cluster.gpus_per_node, kind=kind, memory=limit, speeds=bandwidths(cluster.device)),
-        batch_size=workload.rows(cluster.workers),
-        storage_reservation=FixedPercentageStorageReservation(RESERVED_SHARE),
+def _search(workload: Workload, cluster: Cluster) -> Search:
+    return Search(
+        module=workload.task.module,
+        types=workload.config.sharding.types,
+        workers=cluster.workers,
+        workers_per_node=cluster.gpus_per_node,
+        kind="cpu" if cluster.gpu == "cpu" else "cuda",
+        speeds=bandwidths(cluster.device),
+        local_batch=workload.rows(cluster.workers),
+        cache_share=workload.config.sharding.cache_share,
         constraints=workload.constraints,
-        stats=[],
-        debug=False,
-        callbacks=[keep],
     )
-    try:
-        planner.plan(workload.task.module, sharders(workload.config.sharding.types, cluster.workers))
-    except PlannerError:
-        return None
-    return chosen
 
 
 def _shards(options: list[ShardingOption]) -> list[TableShard]:
@@ -109,6 +115,7 @@ def _shards(options: list[ShardingOption]) -> list[TableShard]:
             sharding=option.sharding_type,
             kernel=option.compute_kernel,
             rank=cast(int, shard.rank),
+            cache=cache_share(option),
         )
         for option in options
         for shard in option.shards

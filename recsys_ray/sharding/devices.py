@@ -2,7 +2,8 @@
 
 Of each GPU: the memory that PyTorch finds, and the peaks of NVIDIA's data sheets ("A100 80GB SXM", "H100 SXM", "A10G"): memory
 bandwidth, BF16 without sparsity, NVLink or PCIe in one direction. Its share of the node's network is that of a DGX A100 and a DGX
-H100 (200 and 400 Gbit/s for each GPU), and for the A10G that of AWS's g5.12xlarge (40 Gbit/s for four).
+H100 (200 and 400 Gbit/s for each GPU), and for the A10G that of AWS's g5.12xlarge (40 Gbit/s for four); and so is its share of
+the node's memory (2 TiB for eight, 192 GiB for four). GPUs reach host memory through PCIe 5.0 (H100) or 4.0, 16 lanes.
 """
 
 from __future__ import annotations
@@ -14,31 +15,34 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Device:
-    """A device with its memory and its peak speeds; link and network bandwidths are in one direction."""
+    """A device with its memory, its share of the host's, and its peak speeds; all links are in one direction."""
 
     memory_gib: float
     memory_gb_s: float
     link_gb_s: float
     network_gb_s: float
     tflops: float
+    host_memory_gib: float
+    host_link_gb_s: float
 
 
 DEVICES = {
-    "h100": Device(79, 3350, 450, 50, 989),
-    "a100": Device(79, 2039, 300, 25, 312),
-    "a10g": Device(22, 600, 32, 1.25, 70),
+    "h100": Device(79, 3350, 450, 50, 989, 256, 64),
+    "a100": Device(79, 2039, 300, 25, 312, 256, 32),
+    "a10g": Device(22, 600, 32, 1.25, 70, 48, 32),
     # One core of a server, in float32; between the workers of a host gloo copies through its loopback.
-    "cpu": Device(4, 10, 2, 1.25, 0.1),
+    "cpu": Device(4, 10, 2, 1.25, 0.1, 4, 10),
 }
 
 
 def bandwidths(device: Device) -> dict[str, float]:
-    """Returns the bandwidths of a TorchRec Topology, in bytes per millisecond: of memory, within a node and between nodes."""
+    """Returns the bandwidths of a TorchRec Topology, in bytes per millisecond: of memory, and of links to GPUs and host."""
     return {
         "hbm_mem_bw": bytes_per_ms(device.memory_gb_s),
         "ddr_mem_bw": bytes_per_ms(device.memory_gb_s),
         "intra_host_bw": bytes_per_ms(device.link_gb_s),
         "inter_host_bw": bytes_per_ms(device.network_gb_s),
+        "hbm_to_ddr_mem_bw": bytes_per_ms(device.host_link_gb_s),
     }
 
 

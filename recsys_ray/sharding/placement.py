@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from recsys_ray.sharding.search import CACHED
+
 
 @dataclass(frozen=True)
 class TableShard:
@@ -18,6 +20,8 @@ class TableShard:
     sharding: str
     kernel: str
     rank: int
+    cache: float = 0.0
+    """Of a table in host memory behind a GPU, the share of rows that a cache on the GPU holds; 0: not such a table."""
 
 
 def table_shards(model: Any) -> list[TableShard]:
@@ -31,6 +35,7 @@ def table_shards(model: Any) -> list[TableShard]:
             sharding=parameter.sharding_type,
             kernel=parameter.compute_kernel,
             rank=part.placement.rank(),
+            cache=cache_share(parameter),
         )
         for module_plan in model.plan.plan.values()
         for table, parameter in module_plan.items()
@@ -38,13 +43,24 @@ def table_shards(model: Any) -> list[TableShard]:
     ]
 
 
+def cache_share(choice: Any) -> float:
+    """Returns the `cache` of a table's shards, from its ParameterSharding or ShardingOption."""
+    return choice.cache_params.load_factor if choice.compute_kernel == CACHED else 0.0
+
+
 def placement_text(shards: list[TableShard]) -> str:
-    """Returns a text with a line for each table."""
-    lines = [f"{'table':<24}{'sharding':<16}{'kernel':<8}{'rows':>14}{'dim':>6}{'MiB':>10}  shards (rank: rows x dim)"]
+    """Returns a text with a line for each table, and one more for each that is in host memory behind a GPU."""
+    wide = max([8, *(len(shard.kernel) + 2 for shard in shards)])
+    lines = [f"{'table':<24}{'sharding':<16}{'kernel':<{wide}}{'rows':>14}{'dim':>6}{'MiB':>10}  shards (rank: rows x dim)"]
     for table, group in groupby(sorted(shards, key=lambda shard: (shard.table, shard.rank)), key=lambda shard: shard.table):
         parts = list(group)
         rows = sum(part.rows for part in parts) if parts[0].dim == parts[-1].dim else parts[0].rows
         where = ", ".join(f"{part.rank}: {part.rows:,} x {part.dim}" for part in parts[:4]) + (", ..." if len(parts) > 4 else "")
         mib = sum(part.mib for part in parts)
-        lines.append(f"{table:<24}{parts[0].sharding:<16}{parts[0].kernel:<8}{rows:>14,}{parts[0].dim:>6}{mib:>10.2f}  {where}")
-    return "\n".join([*lines, f"{'all tables':<68}{sum(shard.mib for shard in shards):>10.2f}"])
+        lines.append(
+            f"{table:<24}{parts[0].sharding:<16}{parts[0].kernel:<{wide}}{rows:>14,}{parts[0].dim:>6}{mib:>10.2f}  {where}"
+        )
+    lines.append(f"{'all tables':<{wide + 60}}{sum(shard.mib for shard in shards):>10.2f}")
+    cached = sorted({(shard.table, shard.cache) for shard in shards if shard.cache})
+    lines += [f"table {table}: host memory behind a cache of {share:.0%} of its rows" for table, share in cached]
+    return "\n".join(lines)

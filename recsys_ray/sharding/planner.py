@@ -1,64 +1,29 @@
-"""TorchRec's planner, set up alike for the plan that trains and the plan that is only printed, and the memory that it may use."""
+"""The sharding plan that a run trains with, and the memory that it may use."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
-from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.types import ModuleSharder, ShardingPlan
+from torchrec.distributed.types import ShardingPlan
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from recsys_ray.compat.torch_compat import apply_optimizer_in_backward, set_placement_device
 from recsys_ray.config import OptimizerConfig, ShardingConfig
-from recsys_ray.distributed import World
+from recsys_ray.distributed import World, broadcast_value
 from recsys_ray.sharding.devices import DEVICES, GIB, bandwidths
+from recsys_ray.sharding.search import RESERVED_SHARE, Search, TableMemory
 
-RESERVED_SHARE = 0.15
-"""The share of each worker's memory that the planner leaves free."""
-FUSED = ["fused"]
-"""The compute kernels on offer: tables in the worker's own memory, updated in the backward pass. On GPUs the planner would also
-offer kernels that keep tables in host memory (UVM); with so many more choices it plans worse where all tables would fit."""
+# Not print: Ray Train shows printed lines of its workers twice.
+log = logging.getLogger(__name__)
+
 CONTROL_GROUP = Path("/sys/fs/cgroup")
-
-
-class _Choices:
-    """A mixin of TorchRec's sharders that offers FUSED and the configured types; on CPU TorchRec would hide row_wise."""
-
-    def __init__(self, types: tuple[str, ...]) -> None:
-        super().__init__()
-        self._types = types
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        return list(self._types)
-
-    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        return FUSED
-
-
-class BagSharder(_Choices, EmbeddingBagCollectionSharder):
-    """A sharder of embeddings that TorchRec pools."""
-
-
-class SequenceSharder(_Choices, EmbeddingCollectionSharder):
-    """A sharder of embeddings that the model pools itself."""
-
-
-def sharders(types: tuple[str, ...], workers: int) -> list[ModuleSharder]:
-    """Returns the sharders that offer these types.
-
-    The tables of a single worker stay whole: split tables would be cut up and reassembled in every step for nothing.
-    """
-    offered = ("table_wise",) if workers == 1 and "table_wise" in types else types
-    return [BagSharder(offered), SequenceSharder(offered)]
 
 
 def fuse_sparse_optimizer(module: nn.Module, config: OptimizerConfig) -> None:
@@ -70,14 +35,28 @@ def fuse_sparse_optimizer(module: nn.Module, config: OptimizerConfig) -> None:
             apply_optimizer_in_backward(classes[config.sparse], part.parameters(), settings)
 
 
-def available_memory(world: World, config: ShardingConfig, *, trains: bool) -> int:
-    """Returns the bytes that every worker has for tables: the minimum over all workers of what is free on GPU or host."""
-    if config.memory_gib:
-        return int(config.memory_gib * GIB)
-    on_gpu = world.device.type == "cuda"
-    # Half of a host's memory in training: checkpoints are written from a copy.
-    copies = 2 if trains else 1
-    free = torch.cuda.mem_get_info(world.device)[0] if on_gpu else free_host_memory() // world.on_host // copies
+def available_memory(world: World, config: ShardingConfig, *, trains: bool) -> TableMemory:
+    """Returns the bytes that every worker has for tables: the minimum over all workers of what is free on GPU and host."""
+    share = free_host_memory() // world.on_host
+    if world.device.type != "cuda":
+        # Half of a host's memory in training: checkpoints are written from a copy.
+        return TableMemory(_least(config.memory_gib, share // 2 if trains else share, world))
+    own = _least(config.memory_gib, torch.cuda.mem_get_info(world.device)[0], world)
+    if not config.cache_share:
+        return TableMemory(own)
+    return TableMemory(own, _least(config.host_memory_gib, host_memory_behind(own, share, trains=trains), world))
+
+
+def host_memory_behind(gpu: int, share: int, *, trains: bool) -> int:
+    """Returns the bytes for tables of a worker's share of the host's memory; `gpu` are those of its GPU."""
+    # In training, checkpoints are written from a copy in host memory of what is on the GPU and of what is on the host.
+    return max(0, int((1 - RESERVED_SHARE) * ((share - gpu) // 2 if trains else share)))
+
+
+def _least(gib: float, free: int, world: World) -> int:
+    """Returns the bytes of `gib`, or if that is 0 the minimum of `free` over all workers."""
+    if gib:
+        return int(gib * GIB)
     least = torch.tensor(free, device=world.device)
     dist.all_reduce(least, dist.ReduceOp.MIN)
     return int(least)
@@ -92,38 +71,54 @@ def free_host_memory() -> int:
     return free
 
 
-def make_plan(module: nn.Module, world: World, *, types: tuple[str, ...], memory: int, local_batch: int) -> ShardingPlan:
-    """Plans on rank 0 for all workers, each with `memory` bytes.
-
-    Raises ValueError with the sizes and a remedy where no plan fits.
-    """
+def make_plan(
+    module: nn.Module, world: World, *, sharding: ShardingConfig, memory: TableMemory, local_batch: int
+) -> ShardingPlan:
+    """Plans on rank 0 for all workers. Raises ValueError on all of them, with the sizes and a remedy, where no plan fits."""
+    if not 0 <= sharding.cache_share < 1:
+        raise ValueError(f"--sharding.cache-share is {sharding.cache_share:g}: it must be at least 0 and less than 1")
     kind = world.device.type
-    # TorchRec's own bandwidths are those of GPUs, on which an exchange costs next to nothing: it would cut every table by rows,
-    # which takes a third longer through gloo.
-    speeds = {} if kind == "cuda" else bandwidths(DEVICES["cpu"])
-    planner = EmbeddingShardingPlanner(
-        topology=topology(world.size, world.local_size, kind=kind, memory=memory, speeds=speeds),
-        batch_size=local_batch,
-        storage_reservation=FixedPercentageStorageReservation(RESERVED_SHARE),
-        debug=False,
+    search = Search(
+        module=module,
+        types=sharding.types,
+        workers=world.size,
+        workers_per_node=world.local_size,
+        kind=kind,
+        # TorchRec's own bandwidths are those of GPUs, on which an exchange costs next to nothing: it would cut every table by
+        # rows, which takes a third longer through gloo.
+        speeds={} if kind == "cuda" else bandwidths(DEVICES["cpu"]),
+        local_batch=local_batch,
+        cache_share=sharding.cache_share,
     )
+    plan = broadcast_value(_plan(search, memory) if world.rank == 0 else None)
+    if plan is None:
+        raise ValueError(_does_not_fit(module, world, memory))
+    return on_their_devices(plan, world.device_indices)
+
+
+def _plan(search: Search, memory: TableMemory) -> ShardingPlan | None:
+    """Returns the plan, None where there is none, and logs what tables in host memory cost."""
     try:
-        plan = planner.collective_plan(module, sharders(types, world.size), dist.GroupMember.WORLD)
-        return on_their_devices(plan, world.device_indices)
-    except PlannerError as error:
-        tables = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters() if parameter.is_meta)
-        raise ValueError(
-            f"the embedding tables ({tables / GIB:.2f} GiB, and their optimizer state and activations besides) do not fit in "
-            f"{world.size} workers of {memory / GIB:.2f} GiB ({RESERVED_SHARE:.0%} of it reserved): add workers, lower "
-            f"num_embeddings in the schema or --model.embedding-dim{', or allow more --sharding.types' if world.size > 1 else ''}"
-        ) from error
+        found = search.find(memory)
+    except PlannerError:
+        return None
+    if found.uses_host:
+        log.warning(
+            "the embedding tables do not fit in GPU memory, and some are in host memory: TorchRec's planner expects %.2f ms a "
+            "step for lookups, updates and exchanges, against %.2f ms with all tables in GPU memory",
+            found.milliseconds,
+            search.in_unlimited_memory().milliseconds,
+        )
+    return found.plan
 
 
-def topology(workers: int, workers_per_node: int, *, kind: str, memory: int, speeds: dict[str, float]) -> Topology:
-    """Describes the workers to the planner: `kind` of device is cuda or cpu, `memory` the bytes of each, on GPU or host."""
-    hbm, ddr = (memory, 0) if kind == "cuda" else (0, memory)
-    return Topology(
-        world_size=workers, local_world_size=workers_per_node, compute_device=kind, hbm_cap=hbm, ddr_cap=ddr, **speeds
+def _does_not_fit(module: nn.Module, world: World, memory: TableMemory) -> str:
+    tables = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters() if parameter.is_meta)
+    behind = f", nor with {memory.host / GIB:.2f} GiB of host memory behind each GPU" if memory.host else ""
+    return (
+        f"the embedding tables ({tables / GIB:.2f} GiB, and their optimizer state and activations besides) do not fit in "
+        f"{world.size} workers of {memory.own / GIB:.2f} GiB ({RESERVED_SHARE:.0%} of it reserved){behind}: add workers, lower "
+        f"num_embeddings in the schema or --model.embedding-dim{', or allow more --sharding.types' if world.size > 1 else ''}"
     )
 
 

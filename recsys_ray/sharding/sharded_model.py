@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 import torch
@@ -13,57 +12,57 @@ from recsys_ray.compat.torchrec_compat import ShardedEmbeddingBagCollection, hol
 from recsys_ray.config import OptimizerConfig, ShardingConfig
 from recsys_ray.distributed import World
 from recsys_ray.host_memory import zeros_on_huge_pages
-from recsys_ray.sharding.planner import available_memory, fuse_sparse_optimizer, make_plan, sharders
-
-ROWS_DRAWN_AT_ONCE = 1 << 16
+from recsys_ray.sharding.planner import available_memory, fuse_sparse_optimizer, make_plan
+from recsys_ray.sharding.search import sharders
+from recsys_ray.sharding.table_values import fill_uniform
 
 
 def shard_model(
-    module: nn.Module, world: World, *, sharding: ShardingConfig, optimizer: OptimizerConfig | None, local_batch: int
+    module: nn.Module,
+    world: World,
+    *,
+    sharding: ShardingConfig,
+    optimizer: OptimizerConfig | None,
+    local_batch: int,
+    lookup_type: torch.dtype | None = None,
 ) -> DistributedModelParallel:
     """Shards `module` over all workers; its tables are not initialised yet. Raises ValueError where they do not fit.
 
     Args:
         optimizer: updates the tables; None for a model that only predicts, whose tables then have no optimizer state.
+        lookup_type: the type in which the lookups of a single GPU return embeddings; None: the tables' own, as everywhere else.
     """
     if optimizer is not None:
         fuse_sparse_optimizer(module, optimizer)
     memory = available_memory(world, sharding, trains=optimizer is not None)
-    plan = make_plan(module, world, types=sharding.types, memory=memory, local_batch=local_batch)
+    alone = world.size == 1
+    plan = make_plan(module, world, sharding=sharding, memory=memory, local_batch=local_batch)
     model = DistributedModelParallel(
         module,
         device=world.device,
         plan=plan,
-        sharders=sharders(sharding.types, world.size),
-        init_data_parallel=world.size > 1,  # DDP around a single worker only costs time
+        sharders=sharders(sharding.types, world.size, lookup_type=lookup_type if alone and world.device.type == "cuda" else None),
+        init_data_parallel=not alone,  # DDP around a single worker only costs time
     )
-    if world.size == 1:
-        for part in model.modules():
-            if isinstance(part, ShardedEmbeddingBagCollection) and holds_whole_tables(part):
-                part.forward = lookup_without_exchange(part)
+    for part in model.modules() if alone else ():
+        if isinstance(part, ShardedEmbeddingBagCollection) and holds_whole_tables(part):
+            part.forward = lookup_without_exchange(part)
     return model
 
 
 def initialise_tables(model: nn.Module, init_range: float, seed: int) -> None:
     """Draws the tables uniformly in ± init_range, or if that is 0 in ± 1/sqrt(n) for a table of n rows (Naumov et al. 2019).
 
-    The draw depends on seed, table and row alone: the values are the same whatever the number of workers and the plan.
+    A value depends on seed, table, row and column alone: it is the same whatever the number of workers, the plan and the device.
     """
     for name, tensor in model.state_dict().items():
         if hasattr(tensor, "local_shards"):
             for local in tensor.local_shards():
-                _draw(local, tensor.size(), f"{seed} {name}", init_range)
+                _fill(local, tensor.size(), f"{seed} {name}", init_range)
 
 
-def _draw(local: Any, size: torch.Size, stream: str, init_range: float) -> None:
-    """Fills one local shard of a table of this size; `stream` names the table's sequence of random numbers."""
-    rows, dim = size
+def _fill(local: Any, size: torch.Size, stream: str, init_range: float) -> None:
+    """Fills one local shard of a table of this size; `stream` names the table's random numbers."""
     if local.tensor.device.type == "cpu":
         zeros_on_huge_pages(local.tensor.data_ptr(), local.tensor.nbytes)
-    (first, left), (count, width) = local.metadata.shard_offsets, local.metadata.shard_sizes
-    for chunk in range(first // ROWS_DRAWN_AT_ONCE, -(-(first + count) // ROWS_DRAWN_AT_ONCE)):
-        start, stop = chunk * ROWS_DRAWN_AT_ONCE, min((chunk + 1) * ROWS_DRAWN_AT_ONCE, rows)
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{stream} {chunk}".encode()))
-        drawn = torch.rand(stop - start, dim, generator=generator).mul_(2).sub_(1).mul_(init_range or rows**-0.5)
-        low, high = max(start, first), min(stop, first + count)
-        local.tensor[low - first : high - first].copy_(drawn[low - start : high - start, left : left + width])
+    fill_uniform(local.tensor, local.metadata.shard_offsets, stream=stream, limit=init_range or size[0] ** -0.5)

@@ -59,7 +59,14 @@ def set_up_run(
     autocast = autocast_type(config.train, world)
     context = BuildContext(dataset.schema, world.device, autocast, config.train.seed, DirectoryFacts(dataset))
     task = build_task(config.model, context)
-    model = shard_model(task.module, world, sharding=config.sharding, optimizer=config.optimizer, local_batch=layout.rows)
+    model = shard_model(
+        task.module,
+        world,
+        sharding=config.sharding,
+        optimizer=config.optimizer,
+        local_batch=layout.rows,
+        lookup_type=autocast if task.compiles else None,
+    )
     initialise_tables(model, config.model.init_range, config.train.seed)
     optimizer = build_optimizer(model, config.optimizer)
     startup.done("model")
