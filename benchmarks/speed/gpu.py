@@ -61,8 +61,8 @@ class Gpu:
     batches: tuple[int, ...] = (16384, 65536)
     only: Interaction | None = None
     """None: both."""
-    loaders: int = 0
-    """As data.loader_workers."""
+    loaders: int | None = None
+    """As data.loader_workers; None: the trainer's default."""
     seconds: float = 200
     """After these nothing new begins."""
     skip_torchrec: bool = False

@@ -40,10 +40,10 @@ class Source:
 
     dataset: DatasetDirectory
     rows: int
-    loaders: int
+    loaders: int | None
     """As data.loader_workers."""
 
-    def stream(self, cache: Path, loaders: int) -> BlockStream:
+    def stream(self, cache: Path, loaders: int | None) -> BlockStream:
         layout = batch_layout(self.rows, self.dataset.summary["block_rows"], 1)
         folder, config = str(self.dataset.split("train")), DataConfig(loader_workers=loaders)
         return BlockStream(folder, cache, layout, seed=0, shuffle=True, config=config, weight="")

@@ -30,7 +30,6 @@ from recsys_ray.models.dlrm import labelled_batch
 from recsys_ray.models.registry import build_task
 from recsys_ray.models.task import Batch, BuildContext
 from recsys_ray.sharding.sharded_model import initialise_tables, shard_model
-from recsys_ray.training.device_batches import batches_on_device
 from recsys_ray.training.optimizers import build_optimizer
 from recsys_ray.training.steps import make_step
 
@@ -87,9 +86,9 @@ class Ours:
     def _epoch(self, stream: BlockStream, epoch: str) -> None:
         """Times the steps after the first few, which wait for the data to start, and the whole epoch."""
         began, full = time.perf_counter(), self._case.source.full_batches(stream)
-        with batches_on_device(islice(stream, full), self._task.to_batch, DEVICE) as batches:
-            timed(self._step, batches, WARM)
-            rest = timed(self._step, batches)
+        batches = map(self._task.to_batch, islice(stream.on_device(DEVICE), full))
+        timed(self._step, batches, WARM)
+        rest = timed(self._step, batches)
         whole = time.perf_counter() - began
         self._case.note_steps(f"disk_{epoch}", f"ours, from disk, {epoch} epoch", rest)
         text = f"{'  with its first ' + str(WARM) + ' steps and its start':<36}{1e3 * whole / full:>10.2f} ms a step"

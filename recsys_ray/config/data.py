@@ -67,8 +67,8 @@ class DataConfig:
     """How raw Parquet, or the job's sample data, is split; a dataset directory is split already."""
     cache: str = ""
     """Folder on each node's own disk for unpacked copies of the shards, removed at the end; empty: the temporary folder."""
-    loader_workers: int = 0
-    """Processes that decode blocks for each training worker; 0: it decodes them itself, in a thread beside the steps of a GPU."""
+    loader_workers: int | None = None
+    """Processes that decode blocks for each training worker; None: 2 on GPU, 0 (in the training process) on CPU."""
     num_canonical_nodes: int = 1
     """Mosaic Streaming's setting of this name: the order of rows is the same for any number of nodes that divides it or that it
     divides."""

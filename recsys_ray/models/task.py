@@ -139,6 +139,8 @@ class Task:
     compiles: bool = False
     """Whether torch.compile can compile `module` around its lookups: nothing else depends on the values of a batch, and shapes
     depend on its number of rows alone."""
+    batches_on_host: bool = False
+    """Whether `to_batch` takes columns in host memory only, such as to draw negatives for the items that it finds in them."""
 
 
 class DatasetFacts(Protocol):

@@ -77,6 +77,7 @@ def build_two_tower(config: TwoTowerConfig, context: BuildContext) -> Task:
         objective=f"ndcg_at_{k}",
         lower_is_better=False,
         headline=(f"recall_at_{k}", f"ndcg_at_{k}", "mrr"),
+        batches_on_host=True,
         loss_name="softmax loss" if config.loss == "softmax" else "log loss",
         towers=Towers(partial(embed_queries, context.schema), partial(embed_candidates, context.schema), config.embedding_dim),
     )

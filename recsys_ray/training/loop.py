@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from recsys_ray.columns import Columns
@@ -15,11 +16,10 @@ from recsys_ray.config import LoopConfig, TrainConfig
 from recsys_ray.data.loading.stream import BlockStream
 from recsys_ray.distributed import World, broadcast_value
 from recsys_ray.launch.stopping import StopRequest
-from recsys_ray.models.task import Evaluation, Task
+from recsys_ray.models.task import Batch, Evaluation, Task
 from recsys_ray.reporting.tracking.tracker import Tracker
 from recsys_ray.training.checkpointing.checkpoints import Checkpoints
 from recsys_ray.training.checkpointing.progress import Progress
-from recsys_ray.training.device_batches import batches_on_device
 from recsys_ray.training.not_finite import record_not_finite
 from recsys_ray.training.optimizers import rate_factor
 from recsys_ray.training.steps import Step, make_step, train_steps
@@ -95,26 +95,32 @@ def train_rest_of_epoch(run: Run, step: Step, policy: StoppingPolicy) -> None:
     if blocks >= stream.blocks:  # the run ended after this epoch was trained and before it was validated
         stream.start_at(progress.epoch + 1, 0)
         return
-    with batches_on_device(stream, run.task.to_batch, run.world.device) as on_device:
-        batches = TimedBatches(on_device)
-        meter = EpochMeter(batches, loop.global_batch, run.world.device)
-        losses = train_steps(
-            step, batches, run.optimizer, loop=loop, rates=run.config.optimizer, done=progress.step, rank=run.world.rank
-        )
-        try:
-            for loss in losses:
-                meter.losses.append(loss)
-                progress.step, blocks = progress.step + 1, blocks + blocks_per_step
-                progress.blocks_in_epoch = min(blocks, stream.blocks)
-                run.startup.first_step()
-                after_step(run, meter, policy)
-            if meter.losses:
-                record_point(run, meter)
-        except LossNotFinite as error:
-            since = error.steps_ago
-            raise not_finite(run, progress.step - since, blocks - (since + 1) * blocks_per_step) from error
+    batches = TimedBatches(batches_of(run.task, stream, run.world.device))
+    meter = EpochMeter(batches, loop.global_batch, run.world.device)
+    losses = train_steps(
+        step, batches, run.optimizer, loop=loop, rates=run.config.optimizer, done=progress.step, rank=run.world.rank
+    )
+    try:
+        for loss in losses:
+            meter.losses.append(loss)
+            progress.step, blocks = progress.step + 1, blocks + blocks_per_step
+            progress.blocks_in_epoch = min(blocks, stream.blocks)
+            run.startup.first_step()
+            after_step(run, meter, policy)
+        if meter.losses:
+            record_point(run, meter)
+    except LossNotFinite as error:
+        since = error.steps_ago
+        raise not_finite(run, progress.step - since, blocks - (since + 1) * blocks_per_step) from error
     policy.finish()
     progress.add_seconds(meter.seconds)
+
+
+def batches_of(task: Task, stream: BlockStream, device: torch.device) -> Iterator[Batch]:
+    """Yields the training batches of the rest of an epoch, on `device`."""
+    if task.batches_on_host:
+        return (task.to_batch(columns).to(device) for columns in stream)
+    return map(task.to_batch, stream.on_device(device))
 
 
 def after_step(run: Run, meter: EpochMeter, policy: StoppingPolicy) -> None:

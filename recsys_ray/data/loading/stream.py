@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from recsys_ray.config import DataConfig
 from recsys_ray.data.blocks.collator import BlockCollator
 from recsys_ray.data.loading.block_dataset import AssignedBlock, BlockDataset
 from recsys_ray.data.loading.cache_janitor import note_shared_memory
+from recsys_ray.data.loading.packed_columns import PackedColumns, copied_ahead, pack
+
+LOADERS_OF_A_GPU = 2
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class BlockStream:
             predownload=max(config.predownload, layout.blocks),
         )
         note_shared_memory(cache.parent, self._dataset.shared_memory_number)
-        self._loader = _data_loader(self._dataset, layout, config.loader_workers or 0)  # None in runs of earlier versions
+        self._loader = _data_loader(self._dataset, layout, config.loader_workers)
         self._layout, self._weight = layout, weight
         self._blocks_done = 0
         self.block_rows = layout.block_rows
@@ -132,19 +136,33 @@ class BlockStream:
         self.start_at(epoch, 0)
 
     def __iter__(self) -> Iterator[Columns]:
+        for batch in self._batches():
+            yield self._weighted(batch.columns() if isinstance(batch, PackedColumns) else batch)
+
+    def on_device(self, device: torch.device) -> Iterator[Columns]:
+        """Iterates like the stream itself, with all columns on `device`; a GPU copies the next batch while one is used."""
+        yield from self if device.type == "cpu" else map(self._weighted, copied_ahead(self._batches(), device))
+
+    def _batches(self) -> Iterator[Any]:
+        """Yields the rest of an epoch as the loader does: PackedColumns, or Columns where this process trains on a CPU."""
         expected, self._blocks_done, steps = self._steps_after(self._blocks_done), 0, 0
-        for columns in self._loader:
-            weight = columns[ROW_WEIGHT]
-            yield {**columns, ROW_WEIGHT: weight * columns.pop(self._weight) if self._weight else weight}
+        for batch in self._loader:
+            yield batch
             steps += 1
         if steps != expected:
             raise RuntimeError(f"the data ended after {steps} of {expected} steps, on this worker")
+
+    def _weighted(self, columns: Columns) -> Columns:
+        weight = columns[ROW_WEIGHT]
+        return {**columns, ROW_WEIGHT: weight * columns.pop(self._weight) if self._weight else weight}
 
     def _steps_after(self, blocks: int) -> int:
         return -(-(self.blocks - blocks) // self._layout.global_blocks)
 
 
-def _data_loader(dataset: BlockDataset, layout: BatchLayout, workers: int) -> DataLoader:
+def _data_loader(dataset: BlockDataset, layout: BatchLayout, loader_workers: int | None) -> DataLoader:
+    on_gpu = torch.cuda.is_available()
+    workers = LOADERS_OF_A_GPU * on_gpu if loader_workers is None else loader_workers
     if workers:
         _start_forkserver()
     return DataLoader(
@@ -153,7 +171,8 @@ def _data_loader(dataset: BlockDataset, layout: BatchLayout, workers: int) -> Da
         num_workers=workers,
         # Without one the loader would draw from the model's generator, for dropout: once an epoch and again after a resume.
         generator=torch.Generator(),
-        collate_fn=partial(_collate, BlockCollator.of(dataset.shards[0], layout.block_rows)),
+        collate_fn=partial(_collate, BlockCollator.of(dataset.shards[0], layout.block_rows), packed=on_gpu or workers > 0),
+        pin_memory=on_gpu,
         persistent_workers=workers > 0,
         multiprocessing_context="forkserver" if workers else None,
     )
@@ -171,9 +190,10 @@ def _start_forkserver() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def _collate(collator: BlockCollator, blocks: list[AssignedBlock]) -> Columns:
+def _collate(collator: BlockCollator, blocks: list[AssignedBlock], *, packed: bool) -> Columns | PackedColumns:
     """Returns the blocks' columns, and as ROW_WEIGHT 1 for each row that counts and 0 for repeats and padding."""
     columns, rows = collator([block for block, _ in blocks])
     counted = rows * np.array([counts for _, counts in blocks])
     columns[ROW_WEIGHT] = (np.arange(collator.block_rows) < counted[:, None]).ravel().astype(np.float32)
-    return {name: torch.from_numpy(values) for name, values in columns.items()}
+    tensors = {name: torch.from_numpy(values) for name, values in columns.items()}
+    return pack(tensors) if packed else tensors
