@@ -1,4 +1,4 @@
-"""What only a single worker does: it looks tables up without an exchange, as TorchRec does with one, and compiles its step."""
+"""What only a single worker does: it looks tables up without an exchange, as TorchRec does with one, and can compile its step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from recsys_ray.models.task import BuildContext
 from recsys_ray.schema import Categorical, Dense, Label, Schema
 from recsys_ray.sharding.sharded_model import initialise_tables, shard_model
 from recsys_ray.training.optimizers import build_optimizer
-from recsys_ray.training.steps import compiled_step, plain_step
+from recsys_ray.training.steps import graphed_step, plain_step
 
 pytestmark = pytest.mark.unit
 
@@ -104,12 +104,14 @@ def test_tables_are_looked_up_as_by_torchrec() -> None:
 
 @pytest.mark.parametrize("interaction", ["dot", "dcn"])
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
-def test_a_compiled_step_trains_as_the_plain_one(interaction: str, precision: torch.dtype | None) -> None:
-    """By the backend that traces and differentiates like the default one, and generates no code."""
-    expected, compiled = Training(interaction, precision).losses(), Training(interaction, precision)
+def test_a_step_in_two_parts_trains_as_the_plain_one(interaction: str, precision: torch.dtype | None) -> None:
+    """By the backend that traces and differentiates like the default one, and generates no code. A GPU captures the same step."""
+    expected, parts = Training(interaction, precision).losses(), Training(interaction, precision)
     torch._dynamo.reset()
     counters.clear()
-    found = compiled.losses(compiled_step(compiled.model, compiled.optimizer, ROWS, backend="aot_eager"))
+    assert parts.task.split is not None
+    found = parts.losses(graphed_step(parts.model, parts.optimizer, parts.task.split, ROWS, backend="aot_eager"))
     assert found == pytest.approx(expected, abs=1e-6 if precision is None else 1e-3)
-    assert sum(counters["graph_break"].values()) == 1, "the lookup is left out, and all that follows is one graph"
-    assert counters["stats"]["unique_graphs"] == 2, "of which the first enters autocast; a short batch has none"
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"], "one graph, also with a short batch"
+    (group,) = dict(parts.optimizer.optimizers)["dense"].param_groups
+    assert group["lr"] == OptimizerConfig().dense_learning_rate and not group["capturable"], "as they are kept in checkpoints"

@@ -54,7 +54,8 @@ class Ours:
         billions = sum(columns[0].num_embeddings for columns in schema.tables.values()) * case.dim / 1e9
         filled = (time.perf_counter() - began) / billions
         case.note("fill_seconds_per_billion", filled, f"{'tables filled':<36}{filled:>10.2f} s a billion numbers")
-        self._step = make_step(model, build_optimizer(model, rates), WORLD, compiled_rows=case.source.rows)
+        optimizer = build_optimizer(model, rates)
+        self._step = make_step(model, optimizer, WORLD, split=self._task.split, graphed_rows=case.source.rows)
 
     def resident(self) -> None:
         """Measures the first step, which compiles, and then steps on batches that are on the device."""

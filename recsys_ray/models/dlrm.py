@@ -47,7 +47,7 @@ def build_dlrm(config: DLRMConfig, context: BuildContext) -> Task:
     if schema.label is None:
         raise ValueError("the schema has no label column, which a DLRM predicts: add one, or train a Two Tower")
     model = _dlrm(config, schema, context.device)
-    module = DLRMLoss(model, context.device, context.autocast)
+    module = WeightedBinaryLoss(model, context.device, context.autocast)
     to_batch = partial(labelled_batch, schema)
     features = len(schema.categorical)
     dots = (features + 1) ** 2 * config.embedding_dim if config.interaction == "dot" else 0
@@ -61,8 +61,7 @@ def build_dlrm(config: DLRMConfig, context: BuildContext) -> Task:
         lower_is_better=True,
         headline=("auc", "ne"),
         loss_name="log loss",
-        split=split_ranker(model, config.embedding_dim),
-        compiles=True,
+        split=split_ranker(module, config.embedding_dim),
     )
 
 
@@ -95,10 +94,11 @@ def _dlrm(config: DLRMConfig, schema: Schema, device: torch.device) -> DLRM:
     return model
 
 
-def split_ranker(model: DLRM, dim: int) -> SplitRanker:
+def split_ranker(module: WeightedBinaryLoss, dim: int) -> SplitRanker:
     """Returns the embedding tables and the rest of a DLRM as two parts."""
+    model: DLRM = module.model
     features = tuple(model.sparse_arch.sparse_feature_names)
-    return SplitRanker(lambda batch: model.sparse_arch(batch.sparse), features, DenseScores(model), dim)
+    return SplitRanker(lambda batch: model.sparse_arch(batch.sparse), features, DenseScores(model), dim, module.loss_of)
 
 
 class WeightedBinaryLoss(nn.Module):
@@ -113,30 +113,20 @@ class WeightedBinaryLoss(nn.Module):
         """Returns the mean loss of the global batch, and the logits [B] with their labels."""
         with self.autocast():
             logits = self.model(batch.dense, batch.sparse)
-        return loss_and_outputs(logits, batch)
+        logits = logits.squeeze(-1).float()
+        loss = global_mean_loss(logits, batch.labels, batch.weights)
+        return loss, {"loss": loss.detach(), "logits": logits.detach(), "labels": batch.labels}
 
     def autocast(self) -> torch.autocast:
         """Returns the context of the model's arithmetic."""
         return torch.autocast(self._device_type, dtype=self._autocast, enabled=self._autocast is not None)
 
-
-class DLRMLoss(WeightedBinaryLoss):
-    """A DLRM with its loss, which looks embeddings up before all else, and here: the rest then compiles to one graph."""
-
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, Outputs]:
-        """Returns the mean loss of the global batch, and the logits [B] with their labels."""
+    def loss_of(self, dense: torch.Tensor, embeddings: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Returns the loss of a DLRM, given what it has looked up, [B, F, dim]."""
         with self.autocast():
-            embeddings = self.model.sparse_arch(batch.sparse)
-            mixed = self.model.inter_arch(dense_features=self.model.dense_arch(batch.dense), sparse_features=embeddings)
+            mixed = self.model.inter_arch(dense_features=self.model.dense_arch(dense), sparse_features=embeddings)
             logits = self.model.over_arch(mixed)
-        return loss_and_outputs(logits, batch)
-
-
-def loss_and_outputs(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Outputs]:
-    """Returns what a Task's module returns: the mean loss of the global batch, and the outputs. `logits` are [B, 1]."""
-    logits = logits.squeeze(-1).float()
-    loss = global_mean_loss(logits, batch.labels, batch.weights)
-    return loss, {"loss": loss.detach(), "logits": logits.detach(), "labels": batch.labels}
+        return global_mean_loss(logits.squeeze(-1).float(), labels, weights)
 
 
 class DenseScores(nn.Module):

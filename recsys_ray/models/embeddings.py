@@ -46,13 +46,14 @@ def jagged(columns: dict[str, torch.Tensor], features: tuple[Categorical, ...]) 
     A feature without `.lengths` has length 1 everywhere. Sharded tables convert to int64 only after the exchange between workers.
     """
     name = features[0].name
-    rows = len(columns.get(name + LENGTHS, columns[name]))
-    ones = torch.ones(rows, dtype=torch.int32, device=columns[name].device)
-    return KeyedJaggedTensor(
-        keys=[feature.name for feature in features],
-        values=torch.cat([columns[feature.name] for feature in features]),
-        lengths=torch.cat([columns.get(feature.name + LENGTHS, ones) for feature in features]),
-    )
+    rows, device = len(columns.get(name + LENGTHS, columns[name])), columns[name].device
+    if any(feature.name + LENGTHS in columns for feature in features):
+        ones = torch.ones(rows, dtype=torch.int32, device=device)
+        lengths = torch.cat([columns.get(feature.name + LENGTHS, ones) for feature in features])
+    else:
+        lengths = torch.ones(rows * len(features), dtype=torch.int32, device=device)
+    values = torch.cat([columns[feature.name] for feature in features])
+    return KeyedJaggedTensor(keys=[feature.name for feature in features], values=values, lengths=lengths)
 
 
 class PooledEmbeddings(nn.Module):

@@ -32,7 +32,6 @@ class SparseFeatures(nn.Module):
         self.embedding_bag_collection = tables
         self.sparse_feature_names = [name for table in tables.embedding_bag_configs() for name in table.feature_names]
 
-    @torch.compiler.disable  # the kernels of the lookup are compiled already, and all that follows becomes one graph
     def forward(self, features: KeyedJaggedTensor) -> torch.Tensor:
         """Returns embeddings [B, F, D], in the order of `sparse_feature_names`."""
         return in_order(self.embedding_bag_collection(features), self.sparse_feature_names)

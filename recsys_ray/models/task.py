@@ -95,7 +95,7 @@ class Towers:
 
 @dataclass(frozen=True)
 class SplitRanker:
-    """A ranking model in two parts, so that an inference engine can run the second and a user's part is computed once.
+    """A ranking model in two parts: an inference engine can run the second, training can capture it, a user is looked up once.
 
     `Batch.dense` has the schema's dense columns in order, or one column of zeros where there are none.
     """
@@ -108,6 +108,9 @@ class SplitRanker:
     """Maps `Batch.dense` and the embeddings to the scores [B] that `Task.predict` returns. It holds no embedding table."""
     dim: int
     """Numbers of an embedding."""
+    loss: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+    """Returns the loss of a training step, given `Batch.dense`, the embeddings, `Batch.labels` and `Batch.weights`. Its shapes
+    depend on the number of rows alone, and no values of a batch are read on the host: it can be captured as a CUDA graph."""
 
 
 @dataclass(frozen=True)
@@ -136,9 +139,6 @@ class Task:
     """The halves of a retrieval model; None for a ranking model."""
     split: SplitRanker | None = None
     """The parts of a ranking model that can be split; else None."""
-    compiles: bool = False
-    """Whether torch.compile can compile `module` around its lookups: nothing else depends on the values of a batch, and shapes
-    depend on its number of rows alone."""
     batches_on_host: bool = False
     """Whether `to_batch` takes columns in host memory only, such as to draw negatives for the items that it finds in them."""
 

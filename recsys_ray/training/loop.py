@@ -61,8 +61,8 @@ def train_epochs(run: Run) -> bool:
     config, progress = run.config, run.progress
     stop = StopRequest(config.run_dir, config.checkpoint.grace_seconds)
     policy = StoppingPolicy(config.checkpoint, stop)
-    compiled_rows = config.train.global_batch if config.train.compile and run.task.compiles else 0
-    step = make_step(run.model, run.optimizer, run.world, compiled_rows=compiled_rows)
+    graphed_rows = config.train.global_batch if config.train.compile else 0
+    step = make_step(run.model, run.optimizer, run.world, split=run.task.split, graphed_rows=graphed_rows)
     run.streams["train"].start_at(progress.epoch, progress.blocks_in_epoch)
     if not _finished(config.train, progress):
         run.checkpoints.reserve()

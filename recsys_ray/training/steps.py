@@ -1,7 +1,7 @@
 """Training steps: plain for a single worker and on CPU; for several GPUs TorchRec's TrainPipelineSparseDist, in which copy, input
 distribution and compute overlap.
 
-On a single GPU everything but the lookups is compiled, since at small batches the host's launches take longer than the kernels.
+A single GPU replays all but the lookups of a model in parts as one CUDA graph (graphed_step.py).
 """
 
 from __future__ import annotations
@@ -18,23 +18,29 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from recsys_ray.config import LoopConfig, OptimizerConfig
 from recsys_ray.distributed import World
-from recsys_ray.models.task import Batch, Outputs
+from recsys_ray.models.task import Batch, Outputs, SplitRanker
+from recsys_ray.training.graphed_step import GraphedStep
 from recsys_ray.training.optimizers import set_learning_rates
 
 Step = Callable[[Iterator[Batch]], Outputs]
 """Trains on the next batch and returns the model's outputs. Raises StopIteration where there is no batch."""
 
 
-def make_step(model: Any, optimizer: CombinedOptimizer, world: World, *, compiled_rows: int = 0) -> Step:
+def make_step(
+    model: Any, optimizer: CombinedOptimizer, world: World, *, split: SplitRanker | None = None, graphed_rows: int = 0
+) -> Step:
     """Returns the step for this worker's device.
 
     Args:
-        compiled_rows: compiles the model for batches of so many rows, where it runs on a single GPU; 0: it is not compiled.
+        split: the parts of the model, where it has such.
+        graphed_rows: the rows of the batches for which a single GPU captures the step of a model in parts; 0: it does not.
     """
-    if world.device.type == "cuda" and world.size > 1:
+    if world.device.type != "cuda":
+        return partial(plain_step, model, optimizer)
+    if world.size > 1:
         return pipelined_step(model, optimizer, world)
-    if world.device.type == "cuda" and compiled_rows:
-        return compiled_step(model, optimizer, compiled_rows)
+    if split is not None and graphed_rows:
+        return graphed_step(model, optimizer, split, graphed_rows)
     return partial(plain_step, model, optimizer)
 
 
@@ -43,15 +49,13 @@ def plain_step(model: Any, optimizer: CombinedOptimizer, batches: Iterator[Batch
     return _train_on(next(batches), model, optimizer)
 
 
-def compiled_step(model: Any, optimizer: CombinedOptimizer, rows: int, backend: str = "inductor") -> Step:
-    """Compiles the model in place and returns a step that uses it; its first call takes the half minute that compiling takes."""
-    model.module.compile(dynamic=False, backend=backend)
+def graphed_step(model: Any, optimizer: CombinedOptimizer, split: SplitRanker, rows: int, *, backend: str = "inductor") -> Step:
+    """Returns a step that trains on batches of so many rows by a GraphedStep, and on others, such as an epoch's last, plainly."""
+    graphed = GraphedStep(optimizer, split, backend=backend)
 
     def step(batches: Iterator[Batch]) -> Outputs:
         batch = next(batches)
-        # An epoch's last batch may be short: for one step it is not worth compiling.
-        with torch.compiler.set_stance("default" if len(batch.weights) == rows else "force_eager"):
-            return _train_on(batch, model, optimizer)
+        return {"loss": graphed(batch)} if len(batch.weights) == rows else _train_on(batch, model, optimizer)
 
     return step
 

@@ -65,7 +65,7 @@ def set_up_run(
         sharding=config.sharding,
         optimizer=config.optimizer,
         local_batch=layout.rows,
-        lookup_type=autocast if task.compiles else None,
+        lookup_type=autocast if task.split else None,
     )
     initialise_tables(model, config.model.init_range, config.train.seed)
     optimizer = build_optimizer(model, config.optimizer)
