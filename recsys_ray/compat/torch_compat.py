@@ -7,6 +7,7 @@ Why each private name is needed:
 * `METADATA_AS_WRITTEN`: the name under which FsspecWriter writes the metadata, before it renames it to ".metadata".
 * `apply_optimizer_in_backward`: the way to fuse the optimizer of TorchRec's embedding tables into the backward pass.
 * `_remote_device`: the type of every shard's placement.
+* `pin_memory` of torch.cuda._pin_memory_utils: page-locks memory that exists already, such as shared memory.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ require_version("torch", ["2.11", "2.13"])
 
 import torch
 import torch.distributed as dist
+from torch.cuda._pin_memory_utils import pin_memory
 from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard as LocalShard
 from torch.distributed._shard.sharded_tensor import ShardedTensor, ShardedTensorMetadata
@@ -36,6 +38,7 @@ __all__ = [
     "ShardedTensorMetadata",
     "apply_optimizer_in_backward",
     "on_host",
+    "page_lock",
     "set_placement_device",
     "shard_rank",
     "sharded_tensor",
@@ -66,3 +69,8 @@ def sharded_tensor(shards: list[LocalShard], metadata: ShardedTensorMetadata, gr
 def set_placement_device(placement: _remote_device, device: torch.device) -> None:
     """Moves a shard's placement to another device of the same rank, in place: a placement has no public setter."""
     placement._device = device
+
+
+def page_lock(memory: torch.Tensor) -> None:
+    """Page-locks the memory of a CPU tensor until this process ends, so that copies to a GPU need no copy in between."""
+    pin_memory(memory.data_ptr(), memory.nbytes)

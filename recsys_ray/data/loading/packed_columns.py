@@ -16,7 +16,7 @@ from recsys_ray.columns import Columns
 
 @dataclass(frozen=True)
 class PackedColumns:
-    """The columns of a batch, packed by type. DataLoader moves it as it moves tensors, and pins it by `pin_memory`."""
+    """The columns of a batch, packed by type."""
 
     buffers: tuple[torch.Tensor, ...]
     """One for each type of number."""
@@ -35,9 +35,9 @@ class PackedColumns:
         """Copies the columns to a device; the copy may go on when this returns."""
         return PackedColumns(tuple(buffer.to(device, non_blocking=True) for buffer in self.buffers), self.sizes)
 
-    def pin_memory(self) -> PackedColumns:
-        """Copies the columns to page-locked memory."""
-        return PackedColumns(tuple(buffer.pin_memory() for buffer in self.buffers), self.sizes)
+    def clone(self) -> PackedColumns:
+        """Returns a copy in memory of its own."""
+        return PackedColumns(tuple(buffer.clone() for buffer in self.buffers), self.sizes)
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keeps the memory of the columns until `stream` has used it."""
@@ -45,12 +45,18 @@ class PackedColumns:
             buffer.record_stream(stream)
 
 
-def pack(columns: Columns) -> PackedColumns:
-    """Packs the columns of a batch, which it copies."""
+def group_by_type(columns: Columns) -> dict[torch.dtype, dict[str, int]]:
+    """Returns the names of the columns of each type, and how many numbers each has."""
     sizes: dict[torch.dtype, dict[str, int]] = {}
     for name, values in columns.items():
         sizes.setdefault(values.dtype, {})[name] = len(values)
-    return PackedColumns(tuple(torch.cat([columns[name] for name in names]) for names in sizes.values()), tuple(sizes.values()))
+    return sizes
+
+
+def pack(columns: Columns) -> PackedColumns:
+    """Packs the columns of a batch, which it copies."""
+    sizes = tuple(group_by_type(columns).values())
+    return PackedColumns(tuple(torch.cat([columns[name] for name in names]) for names in sizes), sizes)
 
 
 class _Copy(NamedTuple):
@@ -66,11 +72,15 @@ class _Copy(NamedTuple):
 
 
 def copied_ahead(batches: Iterable[PackedColumns], device: torch.device) -> Iterator[Columns]:
-    """Yields the columns of each batch on a GPU, and copies the next batch meanwhile, on a CUDA stream of its own."""
+    """Yields the columns of each batch on a GPU, and copies the next batch meanwhile, on a CUDA stream of its own.
+
+    The copy of a batch has ended before the next but one is asked for.
+    """
     copying, coming = torch.cuda.Stream(device), None
     for packed in batches:
         ready, coming = coming, _copy(packed, device, copying)
         if ready is not None:
+            ready.done.synchronize()  # of the step before: it has long ended
             yield ready.ready()
     if coming is not None:
         yield coming.ready()

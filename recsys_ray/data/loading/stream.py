@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import forkserver
@@ -25,9 +25,11 @@ from torch.utils.data import DataLoader
 from recsys_ray.columns import ROW_WEIGHT, Columns
 from recsys_ray.config import DataConfig
 from recsys_ray.data.blocks.collator import BlockCollator
+from recsys_ray.data.blocks.reader import BlockReader
 from recsys_ray.data.loading.block_dataset import AssignedBlock, BlockDataset
 from recsys_ray.data.loading.cache_janitor import note_shared_memory
 from recsys_ray.data.loading.packed_columns import PackedColumns, copied_ahead, pack
+from recsys_ray.data.loading.shared_slots import PREFETCHED, BatchPlace, SharedSlots
 
 LOADERS_OF_A_GPU = 2
 
@@ -99,7 +101,9 @@ class BlockStream:
             predownload=max(config.predownload, layout.blocks),
         )
         note_shared_memory(cache.parent, self._dataset.shared_memory_number)
-        self._loader = _data_loader(self._dataset, layout, config.loader_workers)
+        loaders = LOADERS_OF_A_GPU * torch.cuda.is_available() if config.loader_workers is None else config.loader_workers
+        self._slots = SharedSlots.allocate(loaders, _slot_bytes(self._dataset, layout)) if loaders else None
+        self._loader = _data_loader(self._dataset, layout, loaders, self._slots)
         self._layout, self._weight = layout, weight
         self._blocks_done = 0
         self.block_rows = layout.block_rows
@@ -137,17 +141,18 @@ class BlockStream:
 
     def __iter__(self) -> Iterator[Columns]:
         for batch in self._batches():
-            yield self._weighted(batch.columns() if isinstance(batch, PackedColumns) else batch)
+            # Cloned, since a loader process will write into the slot again.
+            yield self._weighted(batch.clone().columns() if isinstance(batch, PackedColumns) else batch)
 
     def on_device(self, device: torch.device) -> Iterator[Columns]:
         """Iterates like the stream itself, with all columns on `device`; a GPU copies the next batch while one is used."""
         yield from self if device.type == "cpu" else map(self._weighted, copied_ahead(self._batches(), device))
 
     def _batches(self) -> Iterator[Any]:
-        """Yields the rest of an epoch as the loader does: PackedColumns, or Columns where this process trains on a CPU."""
+        """Yields the rest of an epoch: Columns, or PackedColumns that are good until the next but one is asked for."""
         expected, self._blocks_done, steps = self._steps_after(self._blocks_done), 0, 0
         for batch in self._loader:
-            yield batch
+            yield self._slots.get(batch) if self._slots is not None and isinstance(batch, BatchPlace) else batch
             steps += 1
         if steps != expected:
             raise RuntimeError(f"the data ended after {steps} of {expected} steps, on this worker")
@@ -160,22 +165,27 @@ class BlockStream:
         return -(-(self.blocks - blocks) // self._layout.global_blocks)
 
 
-def _data_loader(dataset: BlockDataset, layout: BatchLayout, loader_workers: int | None) -> DataLoader:
-    on_gpu = torch.cuda.is_available()
-    workers = LOADERS_OF_A_GPU * on_gpu if loader_workers is None else loader_workers
-    if workers:
+def _data_loader(dataset: BlockDataset, layout: BatchLayout, loaders: int, slots: SharedSlots | None) -> DataLoader:
+    if loaders:
         _start_forkserver()
+    collate = partial(_collate, BlockCollator.of(dataset.shards[0], layout.block_rows))
     return DataLoader(
         dataset,
         batch_size=layout.blocks,
-        num_workers=workers,
+        num_workers=loaders,
         # Without one the loader would draw from the model's generator, for dropout: once an epoch and again after a resume.
         generator=torch.Generator(),
-        collate_fn=partial(_collate, BlockCollator.of(dataset.shards[0], layout.block_rows), packed=on_gpu or workers > 0),
-        pin_memory=on_gpu,
-        persistent_workers=workers > 0,
-        multiprocessing_context="forkserver" if workers else None,
+        collate_fn=partial(_hand_over, collate, slots),
+        prefetch_factor=PREFETCHED if loaders else None,
+        persistent_workers=loaders > 0,
+        multiprocessing_context="forkserver" if loaders else None,
     )
+
+
+def _slot_bytes(dataset: BlockDataset, layout: BatchLayout) -> int:
+    """Returns the bytes of a slot, where ids of one byte in the shards have four: more than nearly any batch needs."""
+    block = max(shard.raw_data.bytes / shard.samples for shard in dataset.shards if isinstance(shard, BlockReader))
+    return int(layout.blocks * (4 * block + 8 * layout.block_rows)) + 4096
 
 
 def _start_forkserver() -> None:
@@ -190,10 +200,17 @@ def _start_forkserver() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def _collate(collator: BlockCollator, blocks: list[AssignedBlock], *, packed: bool) -> Columns | PackedColumns:
+def _hand_over(collate: Callable[..., Columns], slots: SharedSlots | None, blocks: list[AssignedBlock]) -> Any:
+    """Returns the columns of a batch, or in a loader process where they are, or packed; in this process of a GPU packed."""
+    columns = collate(blocks)
+    if slots is not None:
+        return slots.put(columns)
+    return pack(columns) if torch.cuda.is_available() else columns
+
+
+def _collate(collator: BlockCollator, blocks: list[AssignedBlock]) -> Columns:
     """Returns the blocks' columns, and as ROW_WEIGHT 1 for each row that counts and 0 for repeats and padding."""
     columns, rows = collator([block for block, _ in blocks])
     counted = rows * np.array([counts for _, counts in blocks])
     columns[ROW_WEIGHT] = (np.arange(collator.block_rows) < counted[:, None]).ravel().astype(np.float32)
-    tensors = {name: torch.from_numpy(values) for name, values in columns.items()}
-    return pack(tensors) if packed else tensors
+    return {name: torch.from_numpy(values) for name, values in columns.items()}

@@ -1,0 +1,82 @@
+"""Memory that loader processes write batches into, and from which a GPU copies them.
+
+DataLoader would hand every tensor over as a file descriptor, through a socket, and copy it to page-locked memory in a thread: on
+an H100 that made a step of 16,384 rows 3.0 ms long rather than 2.2. Here only the place of a batch is handed over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import get_worker_info
+
+from recsys_ray.columns import Columns
+from recsys_ray.compat.torch_compat import page_lock
+from recsys_ray.data.loading.packed_columns import PackedColumns, group_by_type, pack
+
+SLOTS = 4
+"""Slots of each loader process. Those of the last two batches that were taken may still be read, and DataLoader lets the process
+write two more meanwhile."""
+PREFETCHED = 2
+"""Batches that DataLoader has each loader process write ahead: two, its own default, on which the number of slots rests."""
+ALIGNMENT = 64
+
+
+class BatchPlace(NamedTuple):
+    """Says where a loader process has put the columns of a batch."""
+
+    loader: int
+    slot: int
+    starts: tuple[int, ...]
+    """The first byte of each type's columns in the slot."""
+    types: tuple[torch.dtype, ...]
+    sizes: tuple[dict[str, int], ...]
+    """As PackedColumns.sizes."""
+
+
+@dataclass
+class SharedSlots:
+    """The slots of all loader processes of a stream, uint8 [loaders, SLOTS, bytes], in shared memory."""
+
+    memory: torch.Tensor
+    written: int = 0
+    """Batches that this process has written."""
+
+    @classmethod
+    def allocate(cls, loaders: int, slot_bytes: int) -> SharedSlots:
+        """Allocates the slots, page-locked where there is a GPU."""
+        memory = torch.empty((loaders, SLOTS, _aligned(slot_bytes)), dtype=torch.uint8).share_memory_()
+        if torch.cuda.is_available():
+            page_lock(memory)
+        return cls(memory)
+
+    def put(self, columns: Columns) -> BatchPlace | PackedColumns:
+        """Writes a batch into the next slot of this loader process; one that is too large is returned packed."""
+        info, sizes = get_worker_info(), group_by_type(columns)
+        assert info is not None, "only loader processes write into slots"
+        starts, end = [], 0
+        for kind, part in sizes.items():
+            starts.append(end)
+            end = _aligned(end + sum(part.values()) * kind.itemsize)
+        if end > self.memory.shape[2]:
+            return pack(columns)
+        place = BatchPlace(info.id, self.written % SLOTS, tuple(starts), tuple(sizes), tuple(sizes.values()))
+        for buffer, names in zip(self.get(place).buffers, place.sizes, strict=True):
+            torch.cat([columns[name] for name in names], out=buffer)
+        self.written += 1
+        return place
+
+    def get(self, place: BatchPlace) -> PackedColumns:
+        """Returns the batch at a place, as views of the slot: good until the next but one of the same process is asked for."""
+        slot = self.memory[place.loader, place.slot]
+        buffers = [
+            slot[start : start + sum(sizes.values()) * kind.itemsize].view(kind)
+            for start, kind, sizes in zip(place.starts, place.types, place.sizes, strict=True)
+        ]
+        return PackedColumns(tuple(buffers), place.sizes)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
