@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from recsys_ray.columns import Columns
+from recsys_ray.compat import torch_compat
 from recsys_ray.data.loading.packed_columns import PackedColumns
 from recsys_ray.data.loading.shared_slots import SLOTS, BatchPlace, SharedSlots
 
@@ -58,3 +59,14 @@ def test_what_is_read_is_what_was_written(loaders: int) -> None:
                 for name, values in packed.columns().items():
                     np.testing.assert_array_equal(values, expected[number - before][name], err_msg=f"{name} of {number - before}")
     assert number == BATCHES - 1 and slots.memory.shape[:2] == (loaders, SLOTS)
+
+
+def test_slots_of_a_gpu_are_page_locked_while_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    locked: set[int] = set()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch_compat, "pin_memory", lambda address, size: locked.add(address))
+    monkeypatch.setattr(torch_compat, "unpin_memory", locked.remove)
+    slots = SharedSlots.allocate(1, SLOT_BYTES)
+    assert locked == {slots.memory.data_ptr()}
+    del slots
+    assert not locked

@@ -7,10 +7,12 @@ Why each private name is needed:
 * `METADATA_AS_WRITTEN`: the name under which FsspecWriter writes the metadata, before it renames it to ".metadata".
 * `apply_optimizer_in_backward`: the way to fuse the optimizer of TorchRec's embedding tables into the backward pass.
 * `_remote_device`: the type of every shard's placement.
-* `pin_memory` of torch.cuda._pin_memory_utils: page-locks memory that exists already, such as shared memory.
+* `pin_memory` and `unpin_memory` of torch.cuda._pin_memory_utils: page-lock memory that exists already, such as shared memory.
 """
 
 from __future__ import annotations
+
+import weakref
 
 from recsys_ray.compat.versions import require_version
 
@@ -18,7 +20,7 @@ require_version("torch", ["2.11", "2.13"])
 
 import torch
 import torch.distributed as dist
-from torch.cuda._pin_memory_utils import pin_memory
+from torch.cuda._pin_memory_utils import pin_memory, unpin_memory
 from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard as LocalShard
 from torch.distributed._shard.sharded_tensor import ShardedTensor, ShardedTensorMetadata
@@ -71,6 +73,8 @@ def set_placement_device(placement: _remote_device, device: torch.device) -> Non
     placement._device = device
 
 
-def page_lock(memory: torch.Tensor) -> None:
-    """Page-locks the memory of a CPU tensor until this process ends, so that copies to a GPU need no copy in between."""
+def page_lock(memory: torch.Tensor, owner: object) -> None:
+    """Page-locks the memory of a CPU tensor while `owner` lives, so that copies to a GPU need no copy in between."""
     pin_memory(memory.data_ptr(), memory.nbytes)
+    # Else the next memory that the system places there could not be page-locked. A process that ends needs no such care.
+    weakref.finalize(owner, unpin_memory, memory.data_ptr()).atexit = False

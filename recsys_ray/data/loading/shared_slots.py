@@ -47,10 +47,10 @@ class SharedSlots:
     @classmethod
     def allocate(cls, loaders: int, slot_bytes: int) -> SharedSlots:
         """Allocates the slots, page-locked where there is a GPU."""
-        memory = torch.empty((loaders, SLOTS, _aligned(slot_bytes)), dtype=torch.uint8).share_memory_()
+        slots = cls(torch.empty((loaders, SLOTS, _aligned(slot_bytes)), dtype=torch.uint8).share_memory_())
         if torch.cuda.is_available():
-            page_lock(memory)
-        return cls(memory)
+            page_lock(slots.memory, owner=slots)
+        return slots
 
     def put(self, columns: Columns) -> BatchPlace | PackedColumns:
         """Writes a batch into the next slot of this loader process; one that is too large is returned packed."""
