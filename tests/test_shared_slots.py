@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from recsys_ray.columns import Columns
 from recsys_ray.compat import torch_compat
 from recsys_ray.data.loading.packed_columns import PackedColumns
-from recsys_ray.data.loading.shared_slots import SLOTS, BatchPlace, SharedSlots
+from recsys_ray.data.loading.shared_slots import PREFETCHED, SLOTS, BatchPlace, SharedSlots
 
 pytestmark = pytest.mark.unit
 
@@ -46,6 +46,7 @@ def test_what_is_read_is_what_was_written(loaders: int) -> None:
         batch_size=1,
         num_workers=loaders,
         collate_fn=partial(put_first, slots),
+        prefetch_factor=PREFETCHED,
         persistent_workers=True,
         multiprocessing_context="forkserver",
     )
@@ -63,10 +64,11 @@ def test_what_is_read_is_what_was_written(loaders: int) -> None:
 
 def test_slots_of_a_gpu_are_page_locked_while_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     locked: set[int] = set()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch_compat, "pin_memory", lambda address, size: locked.add(address))
     monkeypatch.setattr(torch_compat, "unpin_memory", locked.remove)
     slots = SharedSlots.allocate(1, SLOT_BYTES)
+    for _ in range(2):
+        slots.page_lock()
     assert locked == {slots.memory.data_ptr()}
     del slots
     assert not locked

@@ -122,7 +122,8 @@ class Task:
 
     module: nn.Module
     to_batch: Callable[[Columns], Batch]
-    """Makes a training batch of the columns that a stream yields."""
+    """Makes a batch of the columns that a stream yields, on the device that they are on: in training on a GPU that is the GPU, in
+    evaluation the host."""
     evaluate: Callable[[Any, str, SplitReader, torch.device], Evaluation | None]
     """Evaluates a split with the sharded model. Every worker calls it; rank 0 gets the result, or None without any rows."""
     predict: Callable[[Any, Batch], torch.Tensor]
@@ -140,7 +141,7 @@ class Task:
     split: SplitRanker | None = None
     """The parts of a ranking model that can be split; else None."""
     batches_on_host: bool = False
-    """Whether `to_batch` takes columns in host memory only, such as to draw negatives for the items that it finds in them."""
+    """Whether `to_batch` must have the columns in host memory in training too, such as to draw negatives for their items."""
 
 
 class DatasetFacts(Protocol):

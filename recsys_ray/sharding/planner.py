@@ -75,8 +75,6 @@ def make_plan(
     module: nn.Module, world: World, *, sharding: ShardingConfig, memory: TableMemory, local_batch: int
 ) -> ShardingPlan:
     """Plans on rank 0 for all workers. Raises ValueError on all of them, with the sizes and a remedy, where no plan fits."""
-    if not 0 <= sharding.cache_share < 1:
-        raise ValueError(f"--sharding.cache-share is {sharding.cache_share:g}: it must be at least 0 and less than 1")
     kind = world.device.type
     search = Search(
         module=module,

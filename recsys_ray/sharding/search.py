@@ -76,6 +76,11 @@ class Search:
     """Of a table in host memory, the share of rows that the cache holds."""
     constraints: dict[str, ParameterConstraints] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a cache that is no share of a table."""
+        if not 0 <= self.cache_share < 1:
+            raise ValueError(f"--sharding.cache-share is {self.cache_share:g}: it must be at least 0 and less than 1")
+
     def find(self, memory: TableMemory) -> FoundPlan:
         """Places the tables in the workers' own memory, or only if they do not fit there, some of them in host memory.
 

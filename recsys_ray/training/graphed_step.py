@@ -7,7 +7,7 @@ kernels take the learning rate, and where a row has several ids the number of id
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,7 +37,8 @@ class GraphedStep:
             self._prepare(inputs)
         assert self._replay is not None
         with torch.no_grad():
-            torch._foreach_copy_(self._inputs, inputs)
+            for mine, values in zip(self._inputs, inputs, strict=True):
+                mine.copy_(values)
             self._rate.fill_(self._dense.param_groups[0]["lr"])
         self._replay()
         embeddings.backward(self._gradient)
@@ -53,13 +54,16 @@ class GraphedStep:
             self._replay = self._captured() if inputs[0].device.type == "cuda" else self._run
 
     def _warm_up(self) -> None:
-        on_gpu = self._rate.device.type == "cuda"
+        if self._rate.device.type == "cpu":
+            return self._run()
         # Not on the default stream: autograd would accumulate gradients there, also while another stream is captured.
-        with torch.cuda.stream(torch.cuda.Stream()) if on_gpu else nullcontext():
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(WARM_UP_RUNS):
                 self._run()
-        if on_gpu:
-            torch.cuda.synchronize()
+        torch.cuda.current_stream().wait_stream(stream)
+        return None
 
     def _run(self) -> None:
         """Computes the loss and the gradients, and updates the dense parameters."""
@@ -72,7 +76,7 @@ class GraphedStep:
 
     def _captured(self) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        # A thread of the data loader may allocate page-locked memory meanwhile, which has nothing to do with the capture.
+        # A thread may be allocating page-locked memory for checkpoints, which has nothing to do with the capture.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._run()
         return graph.replay
@@ -84,9 +88,11 @@ def _graph_settings(optimizer: KeyedOptimizer, rate: torch.Tensor) -> Iterator[N
     before = [(group["lr"], group["capturable"]) for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"], group["capturable"] = rate, True
-    yield
-    for group, (number, capturable) in zip(optimizer.param_groups, before, strict=True):
-        group["lr"], group["capturable"] = number, capturable
+    try:
+        yield
+    finally:
+        for group, (number, capturable) in zip(optimizer.param_groups, before, strict=True):
+            group["lr"], group["capturable"] = number, capturable
 
 
 def _state(optimizer: KeyedOptimizer) -> list[torch.Tensor]:

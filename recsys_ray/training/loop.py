@@ -118,9 +118,11 @@ def train_rest_of_epoch(run: Run, step: Step, policy: StoppingPolicy) -> None:
 
 def batches_of(task: Task, stream: BlockStream, device: torch.device) -> Iterator[Batch]:
     """Yields the training batches of the rest of an epoch, on `device`."""
-    if task.batches_on_host:
-        return (task.to_batch(columns).to(device) for columns in stream)
-    return map(task.to_batch, stream.on_device(device))
+    if not task.batches_on_host:
+        return map(task.to_batch, stream.on_device(device))
+    if device.type == "cpu":
+        return map(task.to_batch, stream)
+    return (task.to_batch(columns).pin_memory().to(device, non_blocking=True) for columns in stream)
 
 
 def after_step(run: Run, meter: EpochMeter, policy: StoppingPolicy) -> None:

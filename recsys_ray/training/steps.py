@@ -6,6 +6,9 @@ A single GPU replays all but the lookups of a model in parts as one CUDA graph (
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,6 +25,7 @@ from recsys_ray.models.task import Batch, Outputs, SplitRanker
 from recsys_ray.training.graphed_step import GraphedStep
 from recsys_ray.training.optimizers import set_learning_rates
 
+log = logging.getLogger(__name__)
 Step = Callable[[Iterator[Batch]], Outputs]
 """Trains on the next batch and returns the model's outputs. Raises StopIteration where there is no batch."""
 
@@ -39,9 +43,17 @@ def make_step(
         return partial(plain_step, model, optimizer)
     if world.size > 1:
         return pipelined_step(model, optimizer, world)
-    if split is not None and graphed_rows:
+    if split is not None and graphed_rows and _can_compile():
         return graphed_step(model, optimizer, split, graphed_rows)
     return partial(plain_step, model, optimizer)
+
+
+def _can_compile() -> bool:
+    """Returns whether there is the C compiler that PyTorch's own needs, and logs where there is none."""
+    found = any(map(shutil.which, [os.environ.get("CC", ""), "gcc", "clang"]))
+    if not found:
+        log.warning("the training step is not compiled, and so is slower, since there is no C compiler: install gcc")
+    return found
 
 
 def plain_step(model: Any, optimizer: CombinedOptimizer, batches: Iterator[Batch]) -> Outputs:

@@ -146,7 +146,12 @@ class BlockStream:
 
     def on_device(self, device: torch.device) -> Iterator[Columns]:
         """Iterates like the stream itself, with all columns on `device`; a GPU copies the next batch while one is used."""
-        yield from self if device.type == "cpu" else map(self._weighted, copied_ahead(self._batches(), device))
+        if device.type == "cpu":
+            yield from self
+            return
+        if self._slots is not None:
+            self._slots.page_lock()
+        yield from map(self._weighted, copied_ahead(self._batches(), device))
 
     def _batches(self) -> Iterator[Any]:
         """Yields the rest of an epoch: Columns, or PackedColumns that are good until the next but one is asked for."""
