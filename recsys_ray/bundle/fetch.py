@@ -12,7 +12,7 @@ from typing import Protocol
 
 from fsspec.core import url_to_fs
 
-from recsys_ray.bundle.manifest import MANIFEST, BundleError, Manifest, file_entry, parse_manifest
+from recsys_ray.bundle.manifest import MANIFEST, Manifest, check_file, parse_manifest
 
 
 class RemoteFiles(Protocol):
@@ -79,8 +79,8 @@ def _fetch_into(folder: Path, files: RemoteFiles, root: str, manifest: Manifest)
     for name in [*manifest.files, MANIFEST]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         files.get_file(f"{root}/{name}", str(folder / name))
-        if name in manifest.files and file_entry(folder / name) != manifest.files[name]:
-            raise BundleError(f"{root}/{name} does not fit its checksum in {MANIFEST}: copy or export the bundle again")
+        if name in manifest.files:
+            check_file(folder / name, manifest.files[name], f"{root}/{name}")
 
 
 def _rename(partial: Path, to: Path, manifest: Manifest) -> None:

@@ -93,6 +93,12 @@ def file_entry(path: Path) -> BundleFile:
         return BundleFile(path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
 
 
+def check_file(file: Path, expected: BundleFile, name: str) -> None:
+    """Raises BundleError, which calls the file `name`, unless its content is what the manifest says."""
+    if file_entry(file) != expected:
+        raise BundleError(f"{name} does not fit its checksum in {MANIFEST}: copy or export the bundle again")
+
+
 def parse_manifest(text: str, origin: str) -> Manifest:
     """Returns what `Manifest.to_json` wrote. Raises BundleError naming `origin` for anything else."""
     try:

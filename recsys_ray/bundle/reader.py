@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from recsys_ray.bundle.manifest import MANIFEST, BundleError, Manifest, StoredTensor, TensorPart, file_entry, parse_manifest
+from recsys_ray.bundle.manifest import MANIFEST, BundleError, Manifest, StoredTensor, TensorPart, check_file, parse_manifest
 from recsys_ray.bundle.version_0_1 import WEIGHTS_FILE, old_manifest
 
 
@@ -38,8 +38,7 @@ class BundleFolder(NamedTuple):
                 raise BundleError(f"{file} leads out of the bundle's folder: the bundle is refused")
             if not file.is_file():
                 raise BundleError(f"{self.folder} has no {path}, which {MANIFEST} lists: copy or export the bundle again")
-            if file_entry(file) != expected:
-                raise BundleError(f"{file} does not fit its checksum in {MANIFEST}: copy or export the bundle again")
+            check_file(file, expected, str(file))
 
     def files_with(self, name: str, wanted: Rectangle) -> set[str]:
         """Returns the files that `read_into` reads for that rectangle of a tensor."""
