@@ -15,8 +15,6 @@ from recsys_ray.compat import torch_compat
 from recsys_ray.data.loading.packed_columns import PackedColumns
 from recsys_ray.data.loading.shared_slots import PREFETCHED, SLOTS, BatchPlace, SharedSlots
 
-pytestmark = pytest.mark.unit
-
 BATCHES, SLOT_BYTES = 40, 4096
 LARGE = 7
 """The number of a batch that does not fit into a slot."""
@@ -62,6 +60,7 @@ def test_what_is_read_is_what_was_written(loaders: int) -> None:
     assert number == BATCHES - 1 and slots.memory.shape[:2] == (loaders, SLOTS)
 
 
+@pytest.mark.unit
 def test_slots_of_a_gpu_are_page_locked_while_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     locked: set[int] = set()
     monkeypatch.setattr(torch_compat, "pin_memory", lambda address, size: locked.add(address))
