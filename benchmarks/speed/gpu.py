@@ -10,7 +10,6 @@ one is a JSON object with all figures, and an error in one of them does not end 
 from __future__ import annotations
 
 import logging
-import os
 import time
 import traceback
 from collections.abc import Callable
@@ -24,13 +23,11 @@ import torch
 import torch.distributed as dist
 import tyro
 
-from benchmarks.speed.gpu_case import CUDA, DEVICE, PRECISION, Case, Interaction, Source, release_memory
+from benchmarks.speed.gpu_case import CUDA, PRECISION, Case, Interaction, Source, release_memory
 from benchmarks.speed.gpu_models import Ours, measure_torchrec
 from benchmarks.speed.side_by_side import keep, machine
-from benchmarks.speed.workers import ALONE
+from benchmarks.speed.workers import alone
 from recsys_ray.data.dataset.directory import DatasetDirectory
-from recsys_ray.host_memory import keep_freed_memory
-from recsys_ray.logs import configure_logging
 
 RATIOS = {
     "ours_over_torchrec": ("resident_rows_per_second", "torchrec_rows_per_second"),
@@ -62,7 +59,7 @@ class Gpu:
     only: Interaction | None = None
     """None: both."""
     loaders: int | None = None
-    """As data.loader_workers; None: the trainer's default."""
+    """The loader processes, as data.loader_workers has them; None is the trainer's default."""
     seconds: float = 200
     """After these nothing new begins."""
     skip_torchrec: bool = False
@@ -73,7 +70,8 @@ class Gpu:
 def main(job: Gpu) -> None:
     limit = Limit(time.monotonic() + job.seconds)
     dataset = DatasetDirectory.open(job.dataset)
-    join_alone()
+    alone()
+    logging.getLogger().setLevel(logging.ERROR)
     cases = []
     for rows in job.batches:
         source = Source(dataset, rows, job.loaders)
@@ -124,18 +122,6 @@ def measure(case: Case, job: Gpu, limit: Limit) -> None:
         release_memory()
     found = case.figures
     found |= {name: found[way] / found[than] for name, (way, than) in RATIOS.items() if way in found and than in found}
-
-
-def join_alone() -> None:
-    """Joins a process group of this process alone, as the trainer would: NCCL on a GPU."""
-    configure_logging()
-    logging.getLogger().setLevel(logging.ERROR)
-    os.environ |= ALONE
-    if CUDA:
-        torch.cuda.set_device(DEVICE)
-    keep_freed_memory()
-    store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)  # port 0: one that is free
-    dist.init_process_group("nccl" if CUDA else "gloo", store=store, rank=0, world_size=1)
 
 
 def print_table(cases: list[Case]) -> None:

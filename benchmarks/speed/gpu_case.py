@@ -15,16 +15,14 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from benchmarks.speed.workers import WORLD, stream
 from recsys_ray.columns import Columns
-from recsys_ray.config import DataConfig
 from recsys_ray.data.dataset.directory import DatasetDirectory
-from recsys_ray.data.loading.stream import BlockStream, batch_layout
-from recsys_ray.distributed import World
+from recsys_ray.data.loading.stream import BlockStream
 from recsys_ray.models.dlrm import DLRMConfig
 
 CUDA = torch.cuda.is_available()
-DEVICE = torch.device("cuda", 0) if CUDA else torch.device("cpu")
-WORLD = World(0, 1, 0, 1, DEVICE, device_indices=(0,) if CUDA else ())
+DEVICE = WORLD.device
 PRECISION = torch.bfloat16 if CUDA else None
 WARM, STEPS, RESIDENT = (10, 60, 24) if CUDA else (1, 4, 4)
 """Steps before timing, steps timed on resident batches, and the number of those batches."""
@@ -41,12 +39,7 @@ class Source:
     dataset: DatasetDirectory
     rows: int
     loaders: int | None
-    """As data.loader_workers."""
-
-    def stream(self, cache: Path, loaders: int | None) -> BlockStream:
-        layout = batch_layout(self.rows, self.dataset.summary["block_rows"], 1)
-        folder, config = str(self.dataset.split("train")), DataConfig(loader_workers=loaders)
-        return BlockStream(folder, cache, layout, seed=0, shuffle=True, config=config, weight="")
+    """The loader processes, as data.loader_workers has them."""
 
     def full_batches(self, stream: BlockStream) -> int:
         """Returns how many batches of an epoch are full; compiled code of a short last one would be compiled again."""
@@ -59,8 +52,8 @@ class Source:
     def resident(self) -> list[Columns]:
         """The columns of the first batches, on the device."""
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            stream = self.stream(Path(folder, "shards"), loaders=0)
-            batches = islice(stream, min(RESIDENT, self.full_batches(stream)))
+            train = stream(self.dataset.root, Path(folder, "shards"), self.rows, loaders=0)
+            batches = islice(train, min(RESIDENT, self.full_batches(train)))
             return [{name: values.to(DEVICE) for name, values in columns.items()} for columns in batches]
 
     def drop_resident(self) -> None:

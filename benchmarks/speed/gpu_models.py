@@ -1,4 +1,4 @@
-"""What the benchmark on a GPU measures at each batch size: our step, and TorchRec's own modules in TorchRec's own pipeline."""
+"""Measures our step on a GPU at one batch size, and that of TorchRec's own modules in TorchRec's own pipeline."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ from torchrec.datasets.utils import Batch as TorchRecBatch
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.models.dlrm import DLRM, DLRM_DCN, DLRMTrain
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from benchmarks.speed.gpu_case import CUDA, DEVICE, PRECISION, STEPS, WARM, WORLD, Case, Step, profile, synchronize, timed
+from benchmarks.speed import usual_recipe
+from benchmarks.speed.gpu_case import CUDA, DEVICE, PRECISION, STEPS, WARM, Case, Step, profile, synchronize, timed
+from benchmarks.speed.workers import WORLD, stream
 from recsys_ray.compat.torch_compat import apply_optimizer_in_backward
 from recsys_ray.config import OptimizerConfig, ShardingConfig
 from recsys_ray.data.loading.stream import BlockStream
-from recsys_ray.models.dlrm import labelled_batch
 from recsys_ray.models.registry import build_task
 from recsys_ray.models.task import Batch, BuildContext
 from recsys_ray.sharding.sharded_model import initialise_tables, shard_model
@@ -70,9 +68,10 @@ class Ours:
     def disk(self) -> None:
         """Measures the epoch that unpacks shards into an empty cache, and the next one."""
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            stream = self._case.source.stream(Path(folder, "shards"), self._case.source.loaders)
+            source = self._case.source
+            train = stream(source.dataset.root, Path(folder, "shards"), source.rows, source.loaders)
             for epoch in ("first", "later"):
-                self._epoch(stream, epoch)
+                self._epoch(train, epoch)
 
     def profile(self) -> None:
         """Prints what takes the time of a step on batches that are on the device."""
@@ -84,10 +83,10 @@ class Ours:
     def _resident_batches(self) -> Iterator[Batch]:
         return cycle([self._task.to_batch(columns) for columns in self._case.source.resident])
 
-    def _epoch(self, stream: BlockStream, epoch: str) -> None:
+    def _epoch(self, train: BlockStream, epoch: str) -> None:
         """Times the steps after the first few, which wait for the data to start, and the whole epoch."""
-        began, full = time.perf_counter(), self._case.source.full_batches(stream)
-        batches = map(self._task.to_batch, islice(stream.on_device(DEVICE), full))
+        began, full = time.perf_counter(), self._case.source.full_batches(train)
+        batches = map(self._task.to_batch, islice(train.on_device(DEVICE), full))
         timed(self._step, batches, WARM)
         rest = timed(self._step, batches)
         whole = time.perf_counter() - began
@@ -100,7 +99,7 @@ def measure_torchrec(case: Case) -> None:
     """Measures steps of TorchRec's modules on the same batches, with int64 ids, on the device."""
     model = _torchrec_model(case)
     step = _torchrec_step(model, _torchrec_optimizer(model))
-    batches = cycle([_torchrec_batch(case, columns) for columns in case.source.resident])
+    batches = cycle([usual_recipe.to_batch(columns, case.source.dataset.schema) for columns in case.source.resident])
     timed(step, batches, WARM)
     case.note_steps("torchrec", "TorchRec's modules, resident", timed(step, batches, STEPS))
     case.note_peak("torchrec")
@@ -120,16 +119,7 @@ class Autocast(nn.Module):
 
 def _torchrec_model(case: Case) -> DistributedModelParallel:
     schema, config = case.source.dataset.schema, case.config
-    tables = [
-        EmbeddingBagConfig(
-            name=f"t_{column.name}",
-            embedding_dim=config.embedding_dim,
-            num_embeddings=column.num_embeddings,
-            feature_names=[column.name],
-        )
-        for column in schema.categorical
-    ]
-    bags = EmbeddingBagCollection(device=torch.device("meta"), tables=tables)
+    bags = usual_recipe.tables(config, schema)
     cross = (config.cross_layers, config.cross_rank) if case.interaction == "dcn" else ()
     layers = [*config.dense_layers, config.embedding_dim], [*config.over_layers, 1]
     kind = DLRM_DCN if case.interaction == "dcn" else DLRM
@@ -148,16 +138,4 @@ def _torchrec_step(model: DistributedModelParallel, optimizer: CombinedOptimizer
     if CUDA:
         return TrainPipelineSparseDist(model, optimizer, DEVICE, execute_all_batches=True).progress
 
-    def plain(batches: Iterator[TorchRecBatch]) -> None:
-        optimizer.zero_grad()
-        loss, _ = model(next(batches))
-        loss.backward()
-        optimizer.step()
-
-    return plain
-
-
-def _torchrec_batch(case: Case, columns: dict[str, torch.Tensor]) -> TorchRecBatch:
-    ours = labelled_batch(case.source.dataset.schema, columns)
-    ids, lengths = ours.sparse.values().long(), ours.sparse.lengths()
-    return TorchRecBatch(ours.dense, KeyedJaggedTensor.from_lengths_sync(ours.sparse.keys(), ids, lengths), ours.labels)
+    return lambda batches: usual_recipe.step(model, optimizer, next(batches))

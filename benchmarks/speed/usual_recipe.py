@@ -76,19 +76,16 @@ def loader(folder: Path, cache: Path, batch: int) -> Any:
 def to_batch(columns: dict[str, torch.Tensor], schema: Schema) -> Batch:
     features = [column.name for column in schema.categorical]
     ids = torch.cat([columns[name].long() for name in features])
-    lengths = torch.ones(len(ids), dtype=torch.int32)
+    lengths = torch.ones(len(ids), dtype=torch.int32, device=ids.device)
     dense = torch.stack([columns[column.name].float() for column in schema.columns if isinstance(column, Dense)], dim=1)
     label = schema.label
     assert label is not None
     return Batch(dense, KeyedJaggedTensor.from_lengths_sync(features, ids, lengths), columns[label.name].float())
 
 
-def model(config: DLRMConfig, schema: Schema) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Returns a model sharded by TorchRec's defaults, and its optimizer.
-
-    The optimizer is not fused, so the tables are updated by their kernel's own plain SGD.
-    """
-    tables = EmbeddingBagCollection(
+def tables(config: DLRMConfig, schema: Schema) -> EmbeddingBagCollection:
+    """Returns a table for each categorical column, on `meta`."""
+    return EmbeddingBagCollection(
         device=torch.device("meta"),
         tables=[
             EmbeddingBagConfig(
@@ -100,8 +97,15 @@ def model(config: DLRMConfig, schema: Schema) -> tuple[nn.Module, torch.optim.Op
             for column in schema.categorical
         ],
     )
+
+
+def model(config: DLRMConfig, schema: Schema) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Returns a model sharded by TorchRec's defaults, and its optimizer.
+
+    The optimizer is not fused, so the tables are updated by their kernel's own plain SGD.
+    """
     dense, top = [*config.dense_layers, config.embedding_dim], [*config.over_layers, 1]
-    dlrm = DLRM(tables, len(schema.dense), dense, top, dense_device=torch.device("cpu"))
+    dlrm = DLRM(tables(config, schema), len(schema.dense), dense, top, dense_device=torch.device("cpu"))
     sharded = DistributedModelParallel(DLRMTrain(dlrm), device=torch.device("cpu"))
     return sharded, torch.optim.Adam(sharded.parameters(), lr=1e-3)
 

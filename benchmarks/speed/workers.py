@@ -28,16 +28,22 @@ from recsys_ray.training.optimizers import build_optimizer
 from recsys_ray.training.steps import Step, make_step
 
 MODEL = DLRMConfig(interaction="dot", embedding_dim=16)
-BLOCK_ROWS = 256
+ON_GPU = torch.cuda.is_available()
+WORLD = World(0, 1, 0, 1, torch.device("cuda", 0) if ON_GPU else torch.device("cpu"), device_indices=(0,) if ON_GPU else ())
+"""The place of a single worker, on the GPU where there is one."""
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 
 
 def alone() -> World:
+    """Joins a process group of this process alone, as the trainer would: NCCL on a GPU."""
     configure_logging()
     os.environ |= ALONE
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    if ON_GPU:
+        torch.cuda.set_device(WORLD.device)
     keep_freed_memory()
-    return World(0, 1, 0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)  # port 0: one that is free
+    dist.init_process_group("nccl" if ON_GPU else "gloo", store=store, rank=0, world_size=1)
+    return WORLD
 
 
 @dataclass(frozen=True)
@@ -59,9 +65,8 @@ def resident(blocks: Path, task: Task, batch: int, number: int) -> list[Batch]:
         return [task.to_batch(columns) for columns in islice(iter(stream(blocks, Path(cache), batch)), number)]
 
 
-def stream(blocks: Path, cache: Path, batch: int) -> BlockStream:
-    """Returns the stream of a single worker."""
-    layout = batch_layout(batch, BLOCK_ROWS, 1)
-    return BlockStream(
-        str(DatasetDirectory.open(blocks).split("train")), cache, layout, seed=0, shuffle=True, config=DataConfig(), weight=""
-    )
+def stream(blocks: Path, cache: Path, batch: int, loaders: int | None = None) -> BlockStream:
+    """Returns the stream of a single worker; `loaders` is its data.loader_workers."""
+    dataset, config = DatasetDirectory.open(blocks), DataConfig(loader_workers=loaders)
+    layout = batch_layout(batch, dataset.summary["block_rows"], 1)
+    return BlockStream(str(dataset.split("train")), cache, layout, seed=0, shuffle=True, config=config, weight="")

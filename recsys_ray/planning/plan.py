@@ -27,7 +27,7 @@ class ClusterPlan:
     memory: list[WorkerMemory]
     step: StepTime
     all_on_gpu: StepTime | None = None
-    """Where tables are in host memory: the step of such GPUs with enough memory for all tables."""
+    """The step of such GPUs if their memory held all tables, for a plan with tables in host memory; None for any other."""
 
     @property
     def rows_per_second(self) -> float:

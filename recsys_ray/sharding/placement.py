@@ -21,7 +21,7 @@ class TableShard:
     kernel: str
     rank: int
     cache: float = 0.0
-    """Of a table in host memory behind a GPU, the share of rows that a cache on the GPU holds; 0: not such a table."""
+    """The share of rows that a cache on the GPU holds, if the table is in host memory behind it; 0 for any other table."""
 
 
 def table_shards(model: Any) -> list[TableShard]:

@@ -73,7 +73,7 @@ class Search:
     """Bandwidths of a TorchRec Topology; those left out are TorchRec's own."""
     local_batch: int
     cache_share: float
-    """Of a table in host memory, the share of rows that the cache holds."""
+    """The share of rows that the cache of a table in host memory holds."""
     constraints: dict[str, ParameterConstraints] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -185,8 +185,8 @@ def _ray_data_settings() -> Iterator[None]:
     Progress bars are drawn on a terminal only: in a log file their lines every few seconds would drown ours. Failures are not
     logged, since they are raised. The newer reader (v2, the default in Ray 2.60) starts actors for every read, 3 seconds of a
     core each, and puts small files into one block, so that one writer writes all: 2,000 rows took 22 s rather than 3, a
-    million 13 s rather than 4. Resources reserved for concurrent operators would leave half of a host of two cores idle: our
-    operators run one after the other.
+    million 13 s rather than 4. Errors of tasks are not wrapped, since what a wrapper wraps is lost on its way. Resources reserved
+    for concurrent operators would leave half of a host of two cores idle: our operators run one after the other.
     """
     settings = {
         "use_datasource_v2": False,

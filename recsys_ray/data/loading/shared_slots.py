@@ -30,11 +30,8 @@ class BatchPlace(NamedTuple):
 
     loader: int
     slot: int
-    starts: tuple[int, ...]
-    """The first byte of each type's columns in the slot."""
-    types: tuple[torch.dtype, ...]
-    sizes: tuple[dict[str, int], ...]
-    """As PackedColumns.sizes."""
+    sizes: dict[torch.dtype, dict[str, int]]
+    """The columns of each type, and how many numbers each has, in the order in which they lie in the slot."""
 
 
 @dataclass
@@ -61,26 +58,26 @@ class SharedSlots:
         """Writes a batch into the next slot of this loader process; one that is too large is returned packed."""
         info, sizes = get_worker_info(), group_by_type(columns)
         assert info is not None, "only loader processes write into slots"
-        starts, end = [], 0
-        for kind, part in sizes.items():
-            starts.append(end)
-            end = _aligned(end + sum(part.values()) * kind.itemsize)
-        if end > self.memory.shape[2]:
+        if sum(_aligned(_bytes(*part)) for part in sizes.items()) > self.memory.shape[2]:
             return pack(columns)
-        place = BatchPlace(info.id, self.written % SLOTS, tuple(starts), tuple(sizes), tuple(sizes.values()))
-        for buffer, names in zip(self.get(place).buffers, place.sizes, strict=True):
+        place = BatchPlace(info.id, self.written % SLOTS, sizes)
+        for buffer, names in zip(self.get(place).buffers, sizes.values(), strict=True):
             torch.cat([columns[name] for name in names], out=buffer)
         self.written += 1
         return place
 
     def get(self, place: BatchPlace) -> PackedColumns:
         """Returns the batch at a place, as views of the slot: good until the next but one of the same process is asked for."""
-        slot = self.memory[place.loader, place.slot]
-        buffers = [
-            slot[start : start + sum(sizes.values()) * kind.itemsize].view(kind)
-            for start, kind, sizes in zip(place.starts, place.types, place.sizes, strict=True)
-        ]
-        return PackedColumns(tuple(buffers), place.sizes)
+        slot, start, buffers = self.memory[place.loader, place.slot], 0, []
+        for kind, sizes in place.sizes.items():
+            stop = start + _bytes(kind, sizes)
+            buffers.append(slot[start:stop].view(kind))
+            start = _aligned(stop)
+        return PackedColumns(tuple(buffers), tuple(place.sizes.values()))
+
+
+def _bytes(kind: torch.dtype, sizes: dict[str, int]) -> int:
+    return sum(sizes.values()) * kind.itemsize
 
 
 def _aligned(size: int) -> int:
