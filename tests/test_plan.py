@@ -23,9 +23,11 @@ from recsys_ray.planning.plan_text import too_small
 from recsys_ray.planning.workload import make_workload
 from recsys_ray.schema import Categorical, Dense, Label, Schema
 from recsys_ray.sharding.devices import GIB
+from recsys_ray.sharding.local_tables import local_tables
 from recsys_ray.sharding.placement import table_shards
 from recsys_ray.sharding.search import RESERVED_SHARE
 from recsys_ray.sharding.sharded_model import shard_model
+from recsys_ray.training.optimizers import build_optimizer
 from tests.support.processes import ROOT
 from tests.support.workers import run_workers
 
@@ -132,7 +134,8 @@ def test_what_cannot_be_planned_is_named() -> None:
 def test_a_real_run_has_the_predicted_bytes_of_tables_and_optimizer(tmp_path: Path) -> None:
     """Each column-wise part of a table has its own row-wise Adagrad state, which TorchRec's planner counts once."""
     columns, runs = schema(2000, 3), []
-    for kind, sparse in (("table_wise", "adagrad"), ("row_wise", "rowwise_adagrad"), ("column_wise", "rowwise_adagrad")):
+    kinds = [(kind, "rowwise_adagrad") for kind in ("row_wise", "column_wise", "data_parallel")]
+    for kind, sparse in (("table_wise", "adagrad"), *kinds):
         sharding = ShardingConfig(types=(kind,), memory_gib=1.0)  # type: ignore[arg-type]
         optimizer = OptimizerConfig(sparse=sparse)  # type: ignore[arg-type]
         runs.append(replace(CONFIG, model=DLRMConfig(embedding_dim=256), sharding=sharding, optimizer=optimizer))
@@ -144,6 +147,7 @@ def test_a_real_run_has_the_predicted_bytes_of_tables_and_optimizer(tmp_path: Pa
         assert predicted == [own[number][:2] for own in measured]
         assert sorted(_place(part) for part in found.shards) == measured[0][number][2]
     assert sum(own[2][1] for own in measured) == 2 * 3 * 2000 * 4
+    assert [own[3][0] for own in measured] == [3 * 2000 * 256 * 4] * 2
 
 
 def _measure(folder: Path, columns: Schema, runs: list[TrainConfig]) -> None:
@@ -155,9 +159,11 @@ def _measure(folder: Path, columns: Schema, runs: list[TrainConfig]) -> None:
             model = shard_model(
                 task.module, world, sharding=config.sharding, optimizer=config.optimizer, local_batch=BATCH // world.size
             )
-            states = [value for values in model.fused_optimizer.state.values() for value in values.values()]
+            optimizer = dict(build_optimizer(model, config.optimizer).state_dict()["state"])
+            states = [value for name, values in optimizer.items() if name.startswith("sparse.") for value in values.values()]
+            tables = [part.tensor for parts in local_tables(model).values() for part in parts]
             places = sorted(_place(part) for part in table_shards(model))
-            found.append([_local_bytes(model.state_dict().values()), _local_bytes(states), places])
+            found.append([_local_bytes(tables), _local_bytes(states), places])
         (folder / f"{world.rank}.json").write_text(json.dumps(found))
 
 
@@ -166,5 +172,5 @@ def _place(part: Any) -> list[Any]:
 
 
 def _local_bytes(values: Any) -> int:
-    shards = [part.tensor for value in values if hasattr(value, "local_shards") for part in value.local_shards()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in shards)
+    held = [[part.tensor for part in value.local_shards()] if hasattr(value, "local_shards") else [value] for value in values]
+    return sum(tensor.nbytes for tensors in held for tensor in tensors)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+ShardingType = Literal["data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise"]
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -71,10 +73,10 @@ class CheckpointConfig:
 class ShardingConfig:
     """The ways in which embedding tables may be spread over the workers."""
 
-    types: tuple[Literal["table_wise", "row_wise", "column_wise", "table_row_wise"], ...] = ("table_wise", "row_wise")
-    """The sharding types that the planner may choose from. With column_wise, row-wise Adagrad keeps a state for each shard's
-    columns, and so trains differently on another number of workers. Data-parallel is left out: its tables would train with the
-    dense optimizer."""
+    types: tuple[ShardingType, ...] = ("data_parallel", "table_wise", "row_wise")
+    """The sharding types that the planner may choose from. data_parallel: every worker holds the whole table, which saves the
+    exchange of ids and embeddings where a table has fewer rows than a batch. With column_wise, row-wise Adagrad keeps a state for
+    each shard's columns, and so trains differently on another number of workers."""
     memory_gib: float = 0.0
     """Memory that a worker may use for tables and activations; 0: what is free on its GPU, or its share of the host's."""
     cache_share: float = 0.2

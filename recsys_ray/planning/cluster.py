@@ -40,7 +40,7 @@ class Cluster:
     @property
     def device(self) -> Device:
         """The GPU with the numbers given here in place of its own."""
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Device)}
+        given = {field.name: getattr(self, field.name, None) for field in dataclasses.fields(Device)}
         return dataclasses.replace(DEVICES[self.gpu], **{name: value for name, value in given.items() if value is not None})
 
     @property

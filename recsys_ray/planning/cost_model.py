@@ -112,7 +112,9 @@ def _shard_memory(size: list[int], storage: Storage, option: ShardingOption, wor
         # What the planner counts: an optimizer state of cached rows as well, 4 bytes a row of the table and 16 of the cache.
         cache = math.ceil(share * (table + counted) + rows * (4 + 16 * share))
         return WorkerMemory(exchange=max(0, storage.hbm - cache), cache=cache, host=table + state)
-    return WorkerMemory(table, state, storage.hbm + storage.ddr - table - counted)
+    # The planner does not count the gradient of a data-parallel table, which is as large as the table.
+    gradient = table if option.sharding_type == "data_parallel" else 0
+    return WorkerMemory(table, state, storage.hbm + storage.ddr - table - counted + gradient)
 
 
 def estimate_step_time(options: list[ShardingOption], workload: Workload, cluster: Cluster) -> StepTime:

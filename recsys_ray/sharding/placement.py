@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
+
+import torch
 
 from recsys_ray.sharding.search import CACHED
 
@@ -26,21 +29,29 @@ class TableShard:
 
 def table_shards(model: Any) -> list[TableShard]:
     """Returns all shards of a DistributedModelParallel, those of other workers included."""
+    weights = {name.split(".")[-2]: tensor for name, tensor in model.state_dict().items() if name.endswith("_table.weight")}
     return [
         TableShard(
             table=table,
-            rows=part.shard_sizes[0],
-            dim=part.shard_sizes[1],
-            mib=part.shard_sizes[0] * part.shard_sizes[1] * 4 / (1 << 20),
+            rows=rows,
+            dim=dim,
+            mib=rows * dim * weights[table].dtype.itemsize / (1 << 20),
             sharding=parameter.sharding_type,
             kernel=parameter.compute_kernel,
-            rank=part.placement.rank(),
+            rank=rank,
             cache=cache_share(parameter),
         )
         for module_plan in model.plan.plan.values()
         for table, parameter in module_plan.items()
-        for part in parameter.sharding_spec.shards
+        for rank, (rows, dim) in _parts(parameter, weights[table].size())
     ]
+
+
+def _parts(parameter: Any, size: torch.Size) -> list[tuple[int, Sequence[int]]]:
+    """Returns the rank and the size of each part of a table: of a data-parallel one, each worker has the whole."""
+    if parameter.sharding_spec is None:
+        return [(rank, size) for rank in parameter.ranks]
+    return [(part.placement.rank(), part.shard_sizes) for part in parameter.sharding_spec.shards]
 
 
 def cache_share(choice: Any) -> float:
@@ -54,8 +65,10 @@ def placement_text(shards: list[TableShard]) -> str:
     lines = [f"{'table':<24}{'sharding':<16}{'kernel':<{wide}}{'rows':>14}{'dim':>6}{'MiB':>10}  shards (rank: rows x dim)"]
     for table, group in groupby(sorted(shards, key=lambda shard: (shard.table, shard.rank)), key=lambda shard: shard.table):
         parts = list(group)
-        rows = sum(part.rows for part in parts) if parts[0].dim == parts[-1].dim else parts[0].rows
+        replicated = parts[0].sharding == "data_parallel"
+        rows = parts[0].rows if replicated or parts[0].dim != parts[-1].dim else sum(part.rows for part in parts)
         where = ", ".join(f"{part.rank}: {part.rows:,} x {part.dim}" for part in parts[:4]) + (", ..." if len(parts) > 4 else "")
+        where = f"each: {parts[0].rows:,} x {parts[0].dim}" if replicated else where
         mib = sum(part.mib for part in parts)
         lines.append(
             f"{table:<24}{parts[0].sharding:<16}{parts[0].kernel:<{wide}}{rows:>14,}{parts[0].dim:>6}{mib:>10.2f}  {where}"

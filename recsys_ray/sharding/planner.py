@@ -126,7 +126,7 @@ def on_their_devices(plan: ShardingPlan, indices: tuple[int, ...]) -> ShardingPl
     The planner assumes GPU number (rank modulo workers of a node), which is wrong where nodes have unequally many workers, or
     where each worker sees one GPU alone.
     """
-    shards = [part for tables in plan.plan.values() for table in tables.values() for part in table.sharding_spec.shards]
-    for part in shards if indices else ():
+    sharded = [table.sharding_spec for tables in plan.plan.values() for table in tables.values() if table.sharding_spec]
+    for part in [part for table in sharded for part in table.shards] if indices else ():
         set_placement_device(part.placement, torch.device("cuda", indices[part.placement.rank()]))
     return plan

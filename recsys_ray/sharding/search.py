@@ -22,6 +22,8 @@ RESERVED_SHARE = 0.15
 """The share of each worker's memory that the planner leaves free."""
 CACHED = "fused_uvm_caching"
 """The compute kernel of a table in host memory behind a cache on the GPU."""
+REPLICATED = "dense"
+"""The compute kernel of a data-parallel table, whose gradient is as large as the table."""
 FUSED, WITH_HOST = ("fused",), ("fused", CACHED)
 """The compute kernels on offer: tables in the worker's own memory, updated in the backward pass; or also tables in host memory.
 With so many more choices the planner plans worse where all tables would fit."""
@@ -69,7 +71,7 @@ class Search:
     workers_per_node: int
     kind: str
     """The kind of the workers' devices, cuda or cpu."""
-    speeds: dict[str, float]
+    speeds: dict[str, Any]
     """Bandwidths of a TorchRec Topology; those left out are TorchRec's own."""
     local_batch: int
     cache_share: float
@@ -89,7 +91,7 @@ class Search:
         try:
             return self._run(TableMemory(memory.own), FUSED)
         except PlannerError:
-            if self.kind != "cuda" or not memory.host:
+            if self.kind != "cuda" or not memory.host or self.types == ("data_parallel",):
                 raise
         return self._run(memory, WITH_HOST)
 
@@ -177,7 +179,7 @@ class _Choices:
         return list(self._types)
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        return list(self._kernels)
+        return [REPLICATED] if sharding_type == "data_parallel" else list(self._kernels)
 
 
 class BagSharder(_Choices, EmbeddingBagCollectionSharder):
@@ -195,7 +197,7 @@ def sharders(
 
     The tables of a single worker stay whole: split tables would be cut up and reassembled in every step for nothing.
     """
-    offered = ("table_wise",) if workers == 1 and "table_wise" in types else types
+    offered = ("table_wise",) if workers == 1 and {"table_wise", "data_parallel"} & set(types) else types
     return [BagSharder(offered, kernels, lookup_type), SequenceSharder(offered, kernels, lookup_type)]
 
 
@@ -210,7 +212,7 @@ def table_names(module: nn.Module) -> list[str]:
     return names
 
 
-def topology(workers: int, workers_per_node: int, *, kind: str, memory: TableMemory, speeds: dict[str, float]) -> Topology:
+def topology(workers: int, workers_per_node: int, *, kind: str, memory: TableMemory, speeds: dict[str, Any]) -> Topology:
     """Describes the workers to the planner: `kind` of device is cuda or cpu."""
     hbm, ddr = memory if kind == "cuda" else (0, memory.own)
     return Topology(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -12,6 +10,7 @@ from recsys_ray.compat.torchrec_compat import ShardedEmbeddingBagCollection, hol
 from recsys_ray.config import OptimizerConfig, ShardingConfig
 from recsys_ray.distributed import World
 from recsys_ray.host_memory import zeros_on_huge_pages
+from recsys_ray.sharding.local_tables import local_tables
 from recsys_ray.sharding.planner import available_memory, fuse_sparse_optimizer, make_plan
 from recsys_ray.sharding.search import sharders
 from recsys_ray.sharding.table_values import fill_uniform
@@ -55,14 +54,9 @@ def initialise_tables(model: nn.Module, init_range: float, seed: int) -> None:
 
     A value depends on seed, table, row and column alone: it is the same whatever the number of workers, the plan and the device.
     """
-    for name, tensor in model.state_dict().items():
-        if hasattr(tensor, "local_shards"):
-            for local in tensor.local_shards():
-                _fill(local, tensor.size(), f"{seed} {name}", init_range)
-
-
-def _fill(local: Any, size: torch.Size, stream: str, init_range: float) -> None:
-    """Fills one local shard of a table of this size; `stream` names the table's random numbers."""
-    if local.tensor.device.type == "cpu":
-        zeros_on_huge_pages(local.tensor.data_ptr(), local.tensor.nbytes)
-    fill_uniform(local.tensor, local.metadata.shard_offsets, stream=stream, limit=init_range or size[0] ** -0.5)
+    for name, parts in local_tables(model).items():
+        for part in parts:
+            if part.tensor.device.type == "cpu":
+                zeros_on_huge_pages(part.tensor.data_ptr(), part.tensor.nbytes)
+            limit = init_range or part.table_rows**-0.5
+            fill_uniform(part.tensor, part.offsets, stream=f"{seed} {name}", limit=limit)

@@ -1,4 +1,4 @@
-"""The optimizers of a sharded model, fused into the backward pass for embeddings and Adam for the dense part, on one schedule."""
+"""The optimizers of a sharded model: tables by fbgemm in the backward pass or data-parallel, and Adam for the dense part."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimiz
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from recsys_ray.config import OptimizerConfig
+from recsys_ray.sharding.local_tables import data_parallel_tables, table_of
+from recsys_ray.training.replicated_tables import ReplicatedTablesOptimizer
 
 
 def build_optimizer(model: Any, config: OptimizerConfig) -> CombinedOptimizer:
     """Builds the optimizer of a DistributedModelParallel with Adam's state, since state that is missing would not be restored."""
-    parameters = dict(in_backward_optimizer_filter(model.named_parameters()))
+    replicated = data_parallel_tables(model)
+    parameters: dict[str, torch.Tensor] = dict(in_backward_optimizer_filter(model.named_parameters()))
+    tables = {name: parameters.pop(name) for name in list(parameters) if table_of(name) in replicated}
+    sparse = [("sparse", model.fused_optimizer)]
+    if tables:
+        sparse.append(("sparse", ReplicatedTablesOptimizer(tables, config)))
     if not parameters:  # matrix factorisation: tables and nothing else
-        return CombinedOptimizer([("sparse", model.fused_optimizer)])
+        return CombinedOptimizer(sparse)
     dense: KeyedOptimizer = KeyedOptimizerWrapper(
         parameters,
         lambda parameters: torch.optim.Adam(
@@ -26,7 +33,7 @@ def build_optimizer(model: Any, config: OptimizerConfig) -> CombinedOptimizer:
     _init_adam_state(dense)
     if config.clip_norm:
         dense = GradientClippingOptimizer(dense, GradientClipping.NORM, max_gradient=config.clip_norm)
-    return CombinedOptimizer([("sparse", model.fused_optimizer), ("dense", dense)])
+    return CombinedOptimizer([*sparse, ("dense", dense)])
 
 
 def _init_adam_state(optimizer: KeyedOptimizer) -> None:

@@ -2,7 +2,7 @@
 
 Row-wise Adagrad has one number for each row, the sum of the row's mean squared gradients. A table that is split by columns has
 one for each part of the row, and TorchRec concatenates the numbers of the parts: [parts * rows]. All other state is sharded like
-its table, and torch.distributed.checkpoint reshards it by itself.
+its table, or like it whole on every worker, and torch.distributed.checkpoint reshards it by itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Resized(NamedTuple):
     parameter: str
     name: str
     saved: torch.Size
-    value: ShardedTensor
+    value: ShardedTensor | torch.Tensor
 
 
 def restore_optimizer(store: CheckpointStore, step: int, model: Any, optimizer: CombinedOptimizer) -> None:
@@ -37,7 +37,7 @@ def restore_optimizer(store: CheckpointStore, step: int, model: Any, optimizer: 
     for parameter, values in state["state"].items():
         for name, value in list(values.items()):
             saved = sizes.get(f"{PREFIX}{parameter}.{name}")
-            if isinstance(value, ShardedTensor) and saved is not None and saved != value.size():
+            if parameter.startswith(SPARSE) and saved is not None and saved != value.size():
                 resized.append(_Resized(parameter, name, saved, values.pop(name)))
     restore(store, step, {"optimizer": state})
     for parameter, name, saved, value in resized:
@@ -49,9 +49,12 @@ def restore_optimizer(store: CheckpointStore, step: int, model: Any, optimizer: 
     optimizer.load_state_dict(state)
 
 
-def _spread(saved: torch.Tensor, wanted: ShardedTensor, rows: int) -> None:
+def _spread(saved: torch.Tensor, wanted: ShardedTensor | torch.Tensor, rows: int) -> None:
     """Fills the parts of each row with the mean over its saved parts, which is what the whole row would have had."""
     of_row = saved.reshape(-1, rows).mean(dim=0)
+    if not isinstance(wanted, ShardedTensor):
+        wanted.copy_(of_row)
+        return
     for shard in wanted.local_shards():
         (first,), (count,) = shard.metadata.shard_offsets, shard.metadata.shard_sizes
         shard.tensor.copy_(of_row[torch.arange(first, first + count) % rows])

@@ -8,6 +8,7 @@ starts empty. The weights are memory-mapped, and only the rows that this worker 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,26 @@ import pyarrow.compute as pc
 import torch
 
 from recsys_ray.bundle.reader import BundleFolder, open_bundle
-from recsys_ray.compat.torch_compat import LocalShard, ShardedTensor
+from recsys_ray.compat.torch_compat import ShardedTensor
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.dataset.tables import load_vocabularies
 from recsys_ray.models.embeddings import module_name
 from recsys_ray.schema import Schema
+from recsys_ray.sharding.local_tables import TablePart, local_tables, table_of
 
 ROWS_AT_ONCE = 1 << 20
 NEW = -1
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The weights to start from, and for each table the old row of each new row."""
+
+    bundle: BundleFolder
+    matches: dict[str, np.ndarray | None]
+
+    def size(self, name: str) -> list[int]:
+        return list(self.bundle.manifest.tensors[name].shape)
 
 
 def warm_start(earlier: str, dataset: DatasetDirectory, model: Any) -> list[str]:
@@ -35,11 +48,14 @@ def warm_start(earlier: str, dataset: DatasetDirectory, model: Any) -> list[str]
         bundle = open_bundle(earlier)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"--init-from {error}") from error
-    matches = row_matches(bundle.folder, dataset)
+    source = _Source(bundle, row_matches(bundle.folder, dataset))
     lines = [f"weights from {bundle.folder}:"]
-    state, old = model.state_dict(), bundle.manifest.tensors
+    state, old, tables = model.state_dict(), bundle.manifest.tensors, local_tables(model)
     for name, tensor in state.items():
-        lines.append(f"  {name}: {_fill(name, tensor, bundle, matches) if name in old else 'not there, starts as new'}")
+        done = "not there, starts as new"
+        if name in old:
+            done = _fill_table(name, tensor, tables[name], source) if name in tables else _fill(name, tensor, source)
+        lines.append(f"  {name}: {done}")
     return [*lines, *(f"  {name}: not in this model" for name in sorted(old.keys() - state.keys()))]
 
 
@@ -64,29 +80,31 @@ def row_matches(folder: Path, dataset: DatasetDirectory) -> dict[str, np.ndarray
     return found
 
 
-def _fill(name: str, tensor: torch.Tensor, bundle: BundleFolder, matches: dict[str, np.ndarray | None]) -> str:
-    table, old = name.split(".")[-2], list(bundle.manifest.tensors[name].shape)  # ...embedding_bags.items_table.weight
-    if isinstance(tensor, ShardedTensor) and table in matches:
-        rows = matches[table]
-        if rows is None or tensor.size()[1] != old[1]:
-            return f"starts as new, since rows or width do not fit (there {old}, here {list(tensor.size())})"
-        for shard in tensor.local_shards():
-            _fill_rows(name, shard, bundle, rows)
-        kept = int((rows != NEW).sum())
-        return f"{kept:,} of {len(rows):,} rows, {len(rows) - kept:,} new; {old[0] - kept:,} of the old not here"
-    if isinstance(tensor, ShardedTensor) or list(tensor.shape) != old:
-        return f"starts as new, since its shape there was {old} and is {list(tensor.size())}"
+def _fill_table(name: str, tensor: torch.Tensor | ShardedTensor, parts: list[TablePart], source: _Source) -> str:
+    old, rows = source.size(name), source.matches.get(table_of(name))
+    if rows is None or tensor.size()[1] != old[1]:
+        return f"starts as new, since rows or width do not fit (there {old}, here {list(tensor.size())})"
+    for part in parts:
+        _fill_rows(name, part, source.bundle, rows)
+    kept = int((rows != NEW).sum())
+    return f"{kept:,} of {len(rows):,} rows, {len(rows) - kept:,} new; {old[0] - kept:,} of the old not here"
+
+
+def _fill(name: str, tensor: torch.Tensor, source: _Source) -> str:
+    old = source.size(name)
+    if list(tensor.shape) != old:
+        return f"starts as new, since its shape there was {old} and is {list(tensor.shape)}"
     with torch.no_grad():
-        tensor.copy_(bundle.read_tensor(name))
+        tensor.copy_(source.bundle.read_tensor(name))
     return "all of it"
 
 
 @torch.no_grad()
-def _fill_rows(name: str, shard: LocalShard, bundle: BundleFolder, rows: np.ndarray) -> None:
-    """Copies matching rows in parts, since a large table must not be in memory twice."""
-    (first, left), (count, width) = shard.metadata.shard_offsets, shard.metadata.shard_sizes
+def _fill_rows(name: str, part: TablePart, bundle: BundleFolder, rows: np.ndarray) -> None:
+    """Copies matching rows piece by piece, since a large table must not be in memory twice."""
+    (first, left), (count, width) = part.offsets, part.tensor.shape
     for start in range(0, min(count, max(len(rows) - first, 0)), ROWS_AT_ONCE):
         wanted = torch.from_numpy(rows[first + start : first + min(start + ROWS_AT_ONCE, count)])
         here = (wanted != NEW).nonzero().squeeze(1)
         old = bundle.gather_rows(name, wanted[here], slice(left, left + width))
-        shard.tensor[start + here] = old.to(shard.tensor)
+        part.tensor[start + here] = old.to(part.tensor)
