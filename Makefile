@@ -8,7 +8,7 @@ LOCK := requirements/$(if $(shell command -v nvidia-smi),gpu,cpu).lock
 # uv does not read pip's configuration, so it is given pip's find-links; without any, torch comes from uv's index of CPU builds.
 CPU_TORCH := $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--torch-backend cpu)
 TORCH_SOURCE := $(if $(findstring cpu,$(LOCK)),$(CPU_TORCH))
-SPEED := convert load train scale memory growth startup retrieval
+SPEED := convert load train scale memory growth startup retrieval neighbour
 COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.11 --all-extras --no-emit-find-links --no-header
 
 .PHONY: demo unit test lint bench bench-models chaos lock clean

@@ -22,6 +22,7 @@ from recsys_ray.config import LaunchConfig, RayConfig, SparkConfig, TrainConfig
 from recsys_ray.distributed import join_world, node_layout
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.launch.ray_capacity import workers_that_fit
+from recsys_ray.launch.worker import thread_settings
 from recsys_ray.launch.worker_records import WorkerFailed, explain_failure
 from recsys_ray.models.dlrm import DLRMConfig
 from tests.support.processes import ROOT, needs_java
@@ -51,6 +52,7 @@ def sum_of_ranks(config: TrainConfig) -> None:
 
 
 def raise_on_rank_1(config: TrainConfig) -> None:
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
     with join_world(1) as world:
         if world.rank == 1:
             raise ValueError("column 'clicks' has no rows")
@@ -58,6 +60,7 @@ def raise_on_rank_1(config: TrainConfig) -> None:
 
 
 def kill_rank_1(config: TrainConfig) -> None:
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
     with join_world(1) as world:
         if world.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -164,6 +167,14 @@ def leave_record(folder: Path, attempt: str, rank: int, began: float, **how: obj
     record = {"rank": rank, "host": "here", "pid": 7, "began": began, **how}
     (folder / ".workers" / attempt / f"rank-{rank}.json").write_text(json.dumps(record))
     (folder / ".workers" / attempt / f"rank-{rank}.crash").touch()
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("chosen", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_how_threads_wait_is_for_the_user_to_choose(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert thread_settings() == {"GOMP_SPINCOUNT": "1000"}
+    monkeypatch.setenv(chosen, "active")
+    assert thread_settings() == {}
 
 
 @pytest.mark.unit

@@ -59,11 +59,11 @@ def two_runs(blocks: Path, job: Scale) -> float:
         return sum(pool.map(lambda core: run(blocks, job, [core]), (0, 1)))
 
 
-def train(blocks: Path, cores: list[int], flags: dict[str, Any]) -> str:
-    """Runs jobs/train_dlrm.py with one worker on each of the cores, and returns its output."""
+def train(blocks: Path, cores: list[int], flags: dict[str, Any], *, workers: int = 0) -> str:
+    """Runs jobs/train_dlrm.py on these cores, with one worker on each unless `workers` says otherwise, and returns its output."""
     fixed = {"launch.engine": "local", "model.interaction": "dot", "train.log-every": 10, "tracking.log-weights-below-mib": 0}
     with tempfile.TemporaryDirectory(dir=DATA) as folder:
-        flags = {"data.path": blocks, "run-dir": folder, "launch.workers": len(cores), **fixed, **flags}
+        flags = {"data.path": blocks, "run-dir": folder, "launch.workers": workers or len(cores), **fixed, **flags}
         said = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
         command = [sys.executable, "jobs/train_dlrm.py", *said]
         pin = partial(os.sched_setaffinity, 0, cores)

@@ -16,7 +16,7 @@ from torch.distributed.launcher.api import elastic_launch
 
 from recsys_ray.config import LaunchConfig
 from recsys_ray.environment import environment
-from recsys_ray.launch.worker import Config, launched_run, run_worker, without_gpus
+from recsys_ray.launch.worker import Config, launched_run, run_worker, thread_settings, without_gpus
 from recsys_ray.launch.worker_records import RECORDS_FOLDER, explain_failure
 
 HANDLED_SIGNALS = "SIGINT,SIGHUP,SIGQUIT"
@@ -33,7 +33,8 @@ class LocalLauncher:
         launch = config.launch
         hide_gpus = not _gpus_needed(launch)
         logs = Path(config.run_dir, RECORDS_FOLDER, "logs")
-        with launched_run(config), without_gpus(hide_gpus), environment(OWN_STORE), _temporary_files_in(logs):
+        variables = OWN_STORE | thread_settings()
+        with launched_run(config), without_gpus(hide_gpus), environment(variables), _temporary_files_in(logs):
             elastic = ElasticConfig(
                 min_nodes=1,
                 max_nodes=1,

@@ -23,7 +23,7 @@ from recsys_ray.config import LaunchConfig
 from recsys_ray.environment import environment
 from recsys_ray.launch.ray_capacity import wait_for_capacity, worker_resources
 from recsys_ray.launch.ray_cluster import ray_cluster
-from recsys_ray.launch.worker import Config, launched_run, run_worker
+from recsys_ray.launch.worker import Config, launched_run, run_worker, thread_settings
 from recsys_ray.launch.worker_records import explain_failure
 from recsys_ray.logs import configure_logging
 
@@ -117,7 +117,8 @@ def _runtime_env(file: str, gpus: bool) -> dict[str, Any]:
     Ray hides no GPU from a worker that asked for none, and one that sees a GPU takes it.
     """
     wanted = yaml.safe_load(Path(file).read_text()) if file else {}
-    return wanted | {"env_vars": wanted.get("env_vars", {}) | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})}
+    variables = thread_settings() | wanted.get("env_vars", {})
+    return wanted | {"env_vars": variables | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})}
 
 
 def _vanished_workers(error: TrainingFailedError) -> dict[int, str]:

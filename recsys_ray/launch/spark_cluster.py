@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 
 from recsys_ray.compat.spark_compat import concurrent_tasks
 from recsys_ray.config import LaunchConfig
+from recsys_ray.launch.worker import thread_settings
 
 EXECUTOR_SECONDS = 60
 
@@ -37,6 +38,7 @@ def new_session(config: LaunchConfig) -> SparkSession:
     """Returns a new session at --launch.spark.master, or without one a local session with a thread for each worker."""
     builder = SparkSession.builder.appName("recsys_ray").config("spark.ui.enabled", False)
     builder = builder.config("spark.stage.maxConsecutiveAttempts", 1).config("spark.log.level", "ERROR")
+    builder = builder.config(map={f"spark.executorEnv.{name}": value for name, value in thread_settings().items()})
     if config.spark.master:
         return builder.master(config.spark.master).getOrCreate()
     return builder.master(f"local[{config.workers}]").config("spark.driver.bindAddress", "127.0.0.1").getOrCreate()

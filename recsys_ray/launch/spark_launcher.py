@@ -12,8 +12,9 @@ from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
 from recsys_ray.config import LaunchConfig
+from recsys_ray.environment import environment
 from recsys_ray.launch.spark_cluster import active_session, check_slots, has_gpus, new_session, on_driver
-from recsys_ray.launch.worker import Config, launched_run, run_worker, without_gpus
+from recsys_ray.launch.worker import Config, launched_run, run_worker, thread_settings, without_gpus
 from recsys_ray.launch.worker_records import clear_records, explain_failure, has_record
 from recsys_ray.spark_jobs import run_in_group
 
@@ -36,7 +37,7 @@ class SparkLauncher:
             run = partial(distributor.run, _run_once, work, config, uuid.uuid4().hex)
             try:
                 if distributor.local_mode:
-                    with without_gpus(not distributor.use_gpu):
+                    with without_gpus(not distributor.use_gpu), environment(thread_settings()):
                         run()
                 else:
                     run_in_group(self._spark, "recsys_ray workers", run)

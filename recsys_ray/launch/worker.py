@@ -19,6 +19,9 @@ from recsys_ray.launch.worker_records import WorkerRecord, attempt_folder, clear
 
 PR_SET_PDEATHSIG = 1
 """As in Linux's prctl.h."""
+SPIN_COUNT = {"GOMP_SPINCOUNT": "1000"}
+"""How long the threads of libgomp, on which PyTorch computes, wait for one another in a busy loop. Its own 300,000 take
+milliseconds, in which a thread that another process keeps from its core also keeps the others from theirs."""
 
 
 Config = TypeVar("Config", bound=LaunchedConfig)
@@ -61,6 +64,11 @@ def launched_run(config: LaunchedConfig) -> Iterator[None]:
 def without_gpus(hide: bool) -> AbstractContextManager[None]:
     """Hides the GPUs of this machine, if `hide`, from workers that are started in the body: one that sees a GPU takes it."""
     return environment({"CUDA_VISIBLE_DEVICES": ""} if hide else {})
+
+
+def thread_settings() -> dict[str, str]:
+    """Returns the environment variables that a worker's process must start with, unless the user has chosen how threads wait."""
+    return {} if os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} else SPIN_COUNT
 
 
 def _rendezvous() -> str:
