@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+NumberType = Literal["fp32", "fp16", "bf16"]
 ShardingType = Literal["data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise"]
 
 
@@ -77,6 +78,12 @@ class ShardingConfig:
     """The sharding types that the planner may choose from. data_parallel: every worker holds the whole table, which saves the
     exchange of ids and embeddings where a table has fewer rows than a batch. With column_wise, row-wise Adagrad keeps a state for
     each shard's columns, and so trains differently on another number of workers."""
+    table_type: NumberType = "fp32"
+    """The type of the numbers in embedding tables: fp16 and bf16 take half the memory, and no table is then data-parallel. GPUs
+    round updates up or down by chance, so that small ones are not lost; fbgemm's CPU kernels round to the nearest, and have no
+    bf16."""
+    exchange_type: NumberType = "fp32"
+    """The type in which workers exchange embeddings and their gradients: fp16 and bf16 halve the bytes, where links are slow."""
     memory_gib: float = 0.0
     """Memory that a worker may use for tables and activations; 0: what is free on its GPU, or its share of the host's."""
     cache_share: float = 0.2

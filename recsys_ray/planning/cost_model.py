@@ -105,7 +105,7 @@ def estimate_memory(options: list[ShardingOption], workload: Workload, workers: 
 def _shard_memory(size: list[int], storage: Storage, option: ShardingOption, workload: Workload) -> WorkerMemory:
     rows, dim = size
     kind, whole_dim = workload.config.optimizer.sparse, option.tensor.shape[1]
-    table, state = FLOAT_BYTES * rows * dim, FLOAT_BYTES * optimizer_state_size(kind, rows, dim)
+    table, state = workload.number_bytes * rows * dim, FLOAT_BYTES * optimizer_state_size(kind, rows, dim)
     # Each part of a table split by columns has a number for each row; the planner counts one number for all parts.
     counted = state * dim // whole_dim if kind == "rowwise_adagrad" else state
     if share := cache_share(option):

@@ -6,12 +6,14 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torchrec.distributed.planner.types import PlannerError, ShardingOption
 
 from recsys_ray.planning.cluster import Cluster
 from recsys_ray.planning.cost_model import StepTime, WorkerMemory, estimate_memory, estimate_step_time
-from recsys_ray.planning.workload import FLOAT_BYTES, Workload
+from recsys_ray.planning.workload import Workload
 from recsys_ray.sharding.devices import GIB, bandwidths
+from recsys_ray.sharding.number_types import exchange_codecs
 from recsys_ray.sharding.placement import TableShard, cache_share
 from recsys_ray.sharding.planner import host_memory_behind
 from recsys_ray.sharding.search import FoundPlan, Search, TableMemory
@@ -102,6 +104,7 @@ def _search(workload: Workload, cluster: Cluster) -> Search:
         local_batch=workload.rows(cluster.workers),
         cache_share=workload.config.sharding.cache_share,
         constraints=workload.constraints,
+        codecs=exchange_codecs(workload.config.sharding, torch.device("cpu" if cluster.gpu == "cpu" else "cuda")),
     )
 
 
@@ -111,7 +114,7 @@ def _shards(options: list[ShardingOption]) -> list[TableShard]:
             table=option.name,
             rows=shard.size[0],
             dim=shard.size[1],
-            mib=FLOAT_BYTES * shard.size[0] * shard.size[1] / (1 << 20),
+            mib=option.tensor.element_size() * shard.size[0] * shard.size[1] / (1 << 20),
             sharding=option.sharding_type,
             kernel=option.compute_kernel,
             rank=cast(int, shard.rank),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torchrec.distributed.planner.types import ParameterConstraints
@@ -12,6 +12,7 @@ from recsys_ray.models.embeddings import module_name
 from recsys_ray.models.registry import build_task
 from recsys_ray.models.task import BuildContext, Task
 from recsys_ray.schema import Categorical, Schema
+from recsys_ray.sharding.number_types import set_table_type
 from recsys_ray.sharding.planner import fuse_sparse_optimizer
 
 FLOAT_BYTES = 4
@@ -47,7 +48,12 @@ class Workload:
         """Bytes of all tables with their optimizer state, each table whole."""
         dim, kind = self.config.model.embedding_dim, self.config.optimizer.sparse
         rows = [columns[0].num_embeddings for columns in self.schema.tables.values()]
-        return sum(FLOAT_BYTES * (count * dim + optimizer_state_size(kind, count, dim)) for count in rows)
+        return sum(self.number_bytes * count * dim + FLOAT_BYTES * optimizer_state_size(kind, count, dim) for count in rows)
+
+    @property
+    def number_bytes(self) -> int:
+        """Bytes of a number in an embedding table."""
+        return FLOAT_BYTES if self.config.sharding.table_type == "fp32" else FLOAT_BYTES // 2
 
     @property
     def batch_bytes(self) -> float:
@@ -90,5 +96,6 @@ def make_workload(config: TrainConfig, schema: Schema, list_values: float) -> Wo
                 "with --data.path, or write the size that you expect into the schema"
             )
     task = build_task(config.model, BuildContext(schema, torch.device("meta")))
+    sharding = set_table_type(task.module, config.sharding, torch.device("cuda"))
     fuse_sparse_optimizer(task.module, config.optimizer)
-    return Workload(config, schema, task, list_values)
+    return Workload(replace(config, sharding=sharding), schema, task, list_values)

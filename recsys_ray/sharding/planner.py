@@ -18,6 +18,7 @@ from recsys_ray.compat.torch_compat import apply_optimizer_in_backward, set_plac
 from recsys_ray.config import OptimizerConfig, ShardingConfig
 from recsys_ray.distributed import World, broadcast_value
 from recsys_ray.sharding.devices import DEVICES, GIB, bandwidths
+from recsys_ray.sharding.number_types import exchange_codecs
 from recsys_ray.sharding.search import RESERVED_SHARE, Search, TableMemory
 
 # Not print: Ray Train shows printed lines of its workers twice.
@@ -87,6 +88,7 @@ def make_plan(
         speeds={} if kind == "cuda" else bandwidths(DEVICES["cpu"]),
         local_batch=local_batch,
         cache_share=sharding.cache_share,
+        codecs=exchange_codecs(sharding, world.device),
     )
     plan = broadcast_value(_plan(search, memory) if world.rank == 0 else None)
     if plan is None:

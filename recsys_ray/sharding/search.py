@@ -15,7 +15,7 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.proposers import DynamicProgrammingProposer, GreedyProposer, UniformProposer
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import Enumerator, ParameterConstraints, Perf, PlannerError, Proposer, ShardingOption
-from torchrec.distributed.types import CacheParams, ModuleSharder, ShardingPlan
+from torchrec.distributed.types import CacheParams, ModuleSharder, QuantizedCommCodecs, ShardingPlan
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 RESERVED_SHARE = 0.15
@@ -28,6 +28,8 @@ FUSED, WITH_HOST = ("fused",), ("fused", CACHED)
 """The compute kernels on offer: tables in the worker's own memory, updated in the backward pass; or also tables in host memory.
 With so many more choices the planner plans worse where all tables would fit."""
 UNLIMITED = 1 << 50
+Codecs = dict[str, QuantizedCommCodecs]
+"""TorchRec's name of a collective -> what converts its numbers."""
 PROPOSED_SPLITS = 400
 """Splits of the memory that the planner tries for tables in GPU and host memory; at least one for every worker."""
 
@@ -77,6 +79,8 @@ class Search:
     cache_share: float
     """The share of rows that the cache of a table in host memory holds."""
     constraints: dict[str, ParameterConstraints] = field(default_factory=dict)
+    codecs: Codecs | None = None
+    """What converts embeddings before and after an exchange."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a cache that is no share of a table."""
@@ -116,7 +120,8 @@ class Search:
             debug=False,
             callbacks=[keep],
         )
-        return FoundPlan(planner.plan(self.module, sharders(self.types, self.workers, kernels)), chosen)
+        offered = sharders(self.types, self.workers, kernels, codecs=self.codecs)
+        return FoundPlan(planner.plan(self.module, offered), chosen)
 
     def _with_caches(self) -> dict[str, ParameterConstraints]:
         cache = CacheParams(load_factor=self.cache_share)
@@ -166,12 +171,14 @@ def _largest_shard(option: ShardingOption) -> int:
 class _Choices:
     """A mixin of TorchRec's sharders that offers the given types and kernels; on CPU TorchRec would hide row_wise."""
 
-    def __init__(self, types: tuple[str, ...], kernels: tuple[str, ...], lookup_type: torch.dtype | None) -> None:
+    def __init__(
+        self, types: tuple[str, ...], kernels: tuple[str, ...], lookup_type: torch.dtype | None, codecs: Codecs | None
+    ) -> None:
         # Of tables in host memory: memory that the GPU addresses directly, instead of pages that move to it and back.
         settings: dict[str, Any] = {"uvm_host_mapped": True}
         if lookup_type is not None:
             settings["output_dtype"] = SparseType.from_dtype(lookup_type)
-        super().__init__(fused_params=settings)  # type: ignore[call-arg]
+        super().__init__(fused_params=settings, qcomm_codecs_registry=codecs)  # type: ignore[call-arg]
         self._types = types
         self._kernels = kernels
 
@@ -191,14 +198,23 @@ class SequenceSharder(_Choices, EmbeddingCollectionSharder):
 
 
 def sharders(
-    types: tuple[str, ...], workers: int, kernels: tuple[str, ...] = FUSED, *, lookup_type: torch.dtype | None = None
+    types: tuple[str, ...],
+    workers: int,
+    kernels: tuple[str, ...] = FUSED,
+    *,
+    lookup_type: torch.dtype | None = None,
+    codecs: Codecs | None = None,
 ) -> list[ModuleSharder]:
-    """Returns the sharders that offer these types and kernels. `lookup_type` is that of the embeddings; None: the tables' own.
+    """Returns the sharders that offer these types and kernels.
 
     The tables of a single worker stay whole: split tables would be cut up and reassembled in every step for nothing.
+
+    Args:
+        lookup_type: the type in which lookups return embeddings; None: float32.
+        codecs: convert what workers exchange; None: it is sent as it is.
     """
     offered = ("table_wise",) if workers == 1 and {"table_wise", "data_parallel"} & set(types) else types
-    return [BagSharder(offered, kernels, lookup_type), SequenceSharder(offered, kernels, lookup_type)]
+    return [sharder(offered, kernels, lookup_type, codecs) for sharder in (BagSharder, SequenceSharder)]
 
 
 def table_names(module: nn.Module) -> list[str]:

@@ -11,6 +11,7 @@ from recsys_ray.config import OptimizerConfig, ShardingConfig
 from recsys_ray.distributed import World
 from recsys_ray.host_memory import zeros_on_huge_pages
 from recsys_ray.sharding.local_tables import local_tables
+from recsys_ray.sharding.number_types import exchange_codecs, set_table_type
 from recsys_ray.sharding.planner import available_memory, fuse_sparse_optimizer, make_plan
 from recsys_ray.sharding.search import sharders
 from recsys_ray.sharding.table_values import fill_uniform
@@ -31,6 +32,7 @@ def shard_model(
         optimizer: updates the tables; None for a model that only predicts, whose tables then have no optimizer state.
         lookup_type: the type in which the lookups of a single GPU return embeddings; None: the tables' own, as everywhere else.
     """
+    sharding = set_table_type(module, sharding, world.device)
     if optimizer is not None:
         fuse_sparse_optimizer(module, optimizer)
     memory = available_memory(world, sharding, trains=optimizer is not None)
@@ -40,7 +42,12 @@ def shard_model(
         module,
         device=world.device,
         plan=plan,
-        sharders=sharders(sharding.types, world.size, lookup_type=lookup_type if alone and world.device.type == "cuda" else None),
+        sharders=sharders(
+            sharding.types,
+            world.size,
+            lookup_type=lookup_type if alone and world.device.type == "cuda" else None,
+            codecs=exchange_codecs(sharding, world.device),
+        ),
         init_data_parallel=not alone,  # DDP around a single worker only costs time
     )
     for part in model.modules() if alone else ():
