@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.speed.gpu_dataset import clicks_schema
 from recsys_ray.config import LoopConfig, OptimizerConfig, ShardingConfig, TrainConfig
+from recsys_ray.datasets.teacher import Teacher
 from recsys_ray.distributed import join_world
 from recsys_ray.models.dlrm import DLRMConfig
 from recsys_ray.models.registry import build_task
@@ -174,3 +176,24 @@ def _place(part: Any) -> list[Any]:
 def _local_bytes(values: Any) -> int:
     held = [[part.tensor for part in value.local_shards()] if hasattr(value, "local_shards") else [value] for value in values]
     return sum(tensor.nbytes for tensors in held for tensor in tensors)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("interaction", "batch", "milliseconds", "gib"),
+    [("dot", 16_384, 2.2, 4.6), ("dcn", 16_384, 5.24, 4.6), ("dot", 65_536, 7.2, 6.8), ("dcn", 65_536, 18.2, 8.7)],
+)
+def test_plan_of_one_h100_is_near_what_was_measured(interaction: str, batch: int, milliseconds: float, gib: float) -> None:
+    """The measured figures are those of docs/gpu.md."""
+    model = DLRMConfig(
+        interaction=interaction,  # type: ignore[arg-type]
+        embedding_dim=128,
+        dense_layers=(512, 256),
+        over_layers=(1024, 1024, 512, 256),
+        cross_layers=3,
+        cross_rank=512,
+    )
+    columns = clicks_schema(Teacher(num_embeddings=3_000_000))
+    found = planned(TrainConfig(model=model, train=LoopConfig(global_batch=batch)), columns, Cluster(gpus_per_node=1, gpu="h100"))
+    assert found.step.total == pytest.approx(milliseconds, rel=0.2)
+    assert found.memory[0].total / GIB == pytest.approx(gib, rel=0.2)

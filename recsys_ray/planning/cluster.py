@@ -30,8 +30,8 @@ class Cluster:
     """Memory of a node for each GPU. Tables that GPUs cannot hold are placed there."""
     host_link_gb_s: float | None = None
     """Between a GPU and its host's memory in one direction, GB/s: half of what PCIe's data sheet says."""
-    utilisation: float = 0.3
-    """The share of that peak that the dense part reaches."""
+    utilisation: float = 0.6
+    """The share of that peak that the matrix products of the dense part reach."""
     price: float = 0.0
     """Price of an hour of one GPU, in any currency; 0: print no cost."""
     most_nodes: int = 32

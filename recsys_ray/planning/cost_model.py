@@ -2,7 +2,7 @@
 
 Tables, their exchange, and how long both take are the planner's estimates (torchrec.distributed.planner, 1.8): times in ms, from
 bytes over bandwidths. What the planner does not count is added here: the dense part, and the optimizer state of tables that are
-split by columns.
+split by columns. The constants of the dense part are fitted to steps measured on an H100 (docs/planning.md).
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ SCORE_BYTES = 13
 """Bytes of one score of an in-batch softmax: itself, its logarithm, its gradient, and whether it counts."""
 BATCHES = 3
 """Batches that TrainPipelineSparseDist has on the GPU at once."""
+ACTIVATION_PASSES = 4
+"""How often a step writes or reads each activation and its gradient in memory; what a compiler fuses, less often."""
+LAUNCH_MS = 0.6
+"""The part of a step on a GPU that does not depend on the rows: launching its kernels, and those too small to fill the GPU."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class StepTime:
     update: float
     dense_exchange: float
     """All-reduce of the dense gradients, and all-gather of an in-batch softmax's candidates."""
+    launch: float
+    """What does not depend on the number of rows."""
     hides_input: bool
 
     @property
@@ -89,12 +95,12 @@ class StepTime:
         return "input_exchange" if self.total > sum(self.parts.values()) else max(self.parts, key=self.parts.__getitem__)
 
 
-def estimate_memory(options: list[ShardingOption], workload: Workload, workers: int) -> list[WorkerMemory]:
+def estimate_memory(options: list[ShardingOption], workload: Workload, cluster: Cluster) -> list[WorkerMemory]:
     """Estimates the memory of every worker, by rank."""
+    workers = cluster.workers
     rows = workload.rows(workers)
-    cost = workload.task.cost
-    dense = DENSE_COPIES * FLOAT_BYTES * cost.dense_parameters
-    activations = FLOAT_BYTES * rows * cost.activations_per_row + SCORE_BYTES * workload.scores(workers)
+    dense = DENSE_COPIES * FLOAT_BYTES * workload.task.cost.dense_parameters
+    activations = _activation_bytes(workload, cluster) + SCORE_BYTES * workload.scores(workers)
     memory = [WorkerMemory(0, 0, 0, dense, activations, int(BATCHES * rows * workload.batch_bytes))] * workers
     for option in options:
         for shard in option.shards:
@@ -123,7 +129,7 @@ def estimate_step_time(options: list[ShardingOption], workload: Workload, cluste
     for option in options:
         for shard in option.shards:
             by_worker[cast(int, shard.rank)] += cast(Perf, shard.perf)
-    alone = cluster.workers == 1
+    alone, on_gpu = cluster.workers == 1, cluster.gpu != "cpu"
 
     def slowest(part: str) -> float:
         return max(getattr(perf, part) for perf in by_worker)
@@ -132,12 +138,24 @@ def estimate_step_time(options: list[ShardingOption], workload: Workload, cluste
         input_exchange=0.0 if alone else slowest("input_dist_comms"),
         lookup=slowest("fwd_compute"),
         forward_exchange=0.0 if alone else slowest("fwd_comms"),
-        dense=workload.flops(cluster.workers) / (cluster.device.tflops * cluster.utilisation * 1e9),
+        dense=_dense_compute(workload, cluster),
         backward_exchange=0.0 if alone else slowest("bwd_comms"),
         update=slowest("bwd_compute"),
         dense_exchange=_dense_exchange(workload, cluster),
-        hides_input=cluster.gpu != "cpu",
+        launch=LAUNCH_MS if on_gpu else 0.0,
+        hides_input=on_gpu,
     )
+
+
+def _dense_compute(workload: Workload, cluster: Cluster) -> float:
+    """Returns the ms of the matrix products, and of moving activations to memory and back."""
+    products = workload.flops(cluster.workers) / (cluster.device.tflops * cluster.utilisation * 1e9)
+    return products + ACTIVATION_PASSES * _activation_bytes(workload, cluster) / bytes_per_ms(cluster.device.memory_gb_s)
+
+
+def _activation_bytes(workload: Workload, cluster: Cluster) -> int:
+    half = cluster.gpu != "cpu" and workload.config.train.precision != "fp32"
+    return FLOAT_BYTES // (2 if half else 1) * workload.rows(cluster.workers) * workload.task.cost.activations_per_row
 
 
 def _dense_exchange(workload: Workload, cluster: Cluster) -> float:

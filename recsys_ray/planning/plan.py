@@ -64,7 +64,7 @@ def plan_cluster(workload: Workload, cluster: Cluster, *, host: bool = True) -> 
         found = search.find(TableMemory(own, behind if host else 0))
     except PlannerError:
         return None
-    memory = estimate_memory(found.options, workload, cluster.workers)
+    memory = estimate_memory(found.options, workload, cluster)
     if max(part.total for part in memory) > own:
         return None
     all_on_gpu = _step(search.in_unlimited_memory(), workload, cluster) if found.uses_host else None

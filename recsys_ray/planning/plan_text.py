@@ -27,11 +27,12 @@ TIME = {
     "backward_exchange": "backward exchange of gradients",
     "update": "embedding update",
     "dense_exchange": "all-reduce of dense gradients",
+    "launch": "launching kernels",
     "input_exchange": "exchange of ids",
 }
 ESTIMATE = """\
-An estimate, from bytes and operations over peak speeds: reading data, launching kernels and the network's latency come on top.
-Rows per second are an upper bound; measure a short run before a long one."""
+An estimate, from bytes and operations over peak speeds, that was compared with one H100 (docs/planning.md). The network's latency
+comes on top, and on several GPUs what is not compiled there: measure a short run before a long one."""
 
 
 def cluster_plan_text(plan: ClusterPlan, smallest: ClusterPlan | None) -> str:
