@@ -24,6 +24,7 @@ FIGURES = {
     "disk_later_epoch_seconds",
     "torchrec_ms",
     "torchrec_rows_per_second",
+    "torchrec_sparse_dist_ms",
     "ours_over_torchrec",
     "disk_first_over_resident",
     "disk_later_over_resident",
@@ -50,7 +51,7 @@ def test_every_case_is_measured_and_an_error_does_not_end_the_others(environment
     dataset = str(tmp_path / "dataset")
     making = ["--rows=2048", "--num-embeddings=1000", "--processes=1"]
     assert "2,048 rows" in run(environment, "benchmarks.speed.gpu_dataset", dataset, *making)
-    said = run(environment, "benchmarks.speed.gpu", dataset, "--dim=8", "--batches", "100", "256")
+    said = run(environment, "benchmarks.speed.gpu", dataset, "--dim=8", "--batches", "100", "256", "--pipelines=sparse_dist")
     found = json.loads(said.splitlines()[-1])
     assert found["dataset_rows"] == {"train": 2028, "validation": 20, "test": 0}
     assert all(found[package] for package in ("torch", "torchrec", "fbgemm"))

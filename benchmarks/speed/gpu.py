@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -24,7 +25,7 @@ import torch.distributed as dist
 import tyro
 
 from benchmarks.speed.gpu_case import CUDA, PRECISION, Case, Interaction, Source, release_memory
-from benchmarks.speed.gpu_models import Ours, measure_torchrec
+from benchmarks.speed.gpu_models import Ours, Pipeline, measure_pipeline, measure_torchrec
 from benchmarks.speed.side_by_side import keep, machine
 from benchmarks.speed.workers import alone
 from recsys_ray.data.dataset.directory import DatasetDirectory
@@ -63,6 +64,8 @@ class Gpu:
     seconds: float = 200
     """After these nothing new begins."""
     skip_torchrec: bool = False
+    pipelines: tuple[Pipeline, ...] = ()
+    """Measure TorchRec's modules in these of its pipelines as well."""
     profile: bool = False
     """Print the kernels of our step by time."""
 
@@ -119,6 +122,9 @@ def measure(case: Case, job: Gpu, limit: Limit) -> None:
     release_memory()
     if not job.skip_torchrec:
         limit.attempt(case, "TorchRec", lambda: measure_torchrec(case))
+        release_memory()
+    for pipeline in job.pipelines:
+        limit.attempt(case, f"TorchRec, {pipeline}", partial(measure_pipeline, case, pipeline))
         release_memory()
     found = case.figures
     found |= {name: found[way] / found[than] for name, (way, than) in RATIOS.items() if way in found and than in found}

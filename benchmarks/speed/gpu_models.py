@@ -7,13 +7,18 @@ import time
 from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torchrec.datasets.utils import Batch as TorchRecBatch
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.train_pipeline.train_pipelines import (
+    PrefetchTrainPipelineSparseDist,
+    TrainPipelineFusedSparseDist,
+    TrainPipelineSemiSync,
+    TrainPipelineSparseDist,
+)
 from torchrec.models.dlrm import DLRM, DLRM_DCN, DLRMTrain
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
@@ -30,6 +35,14 @@ from recsys_ray.models.task import Batch, BuildContext
 from recsys_ray.sharding.sharded_model import initialise_tables, shard_model
 from recsys_ray.training.optimizers import build_optimizer
 from recsys_ray.training.steps import make_step
+
+Pipeline = Literal["sparse_dist", "fused_sparse_dist", "prefetch", "semi_sync"]
+PIPELINES: dict[Pipeline, Any] = {
+    "sparse_dist": TrainPipelineSparseDist,
+    "fused_sparse_dist": TrainPipelineFusedSparseDist,
+    "prefetch": PrefetchTrainPipelineSparseDist,
+    "semi_sync": TrainPipelineSemiSync,
+}
 
 
 class Ours:
@@ -96,13 +109,27 @@ class Ours:
 
 
 def measure_torchrec(case: Case) -> None:
-    """Measures steps of TorchRec's modules on the same batches, with int64 ids, on the device."""
+    """Measures steps of TorchRec's modules in its usual pipeline on the same batches, with int64 ids, on the device.
+
+    On a CPU, which TorchRec trains without a pipeline, the step is a plain one.
+    """
     model = _torchrec_model(case)
-    step = _torchrec_step(model, _torchrec_optimizer(model))
+    optimizer = _torchrec_optimizer(model)
+    _measure_step(case, _pipelined("sparse_dist", model, optimizer) if CUDA else _plain(model, optimizer), "torchrec")
+    case.note_peak("torchrec")
+
+
+def measure_pipeline(case: Case, pipeline: Pipeline) -> None:
+    """Measures the same in another of TorchRec's pipelines."""
+    model = _torchrec_model(case)
+    _measure_step(case, _pipelined(pipeline, model, _torchrec_optimizer(model)), f"torchrec_{pipeline}")
+
+
+def _measure_step(case: Case, step: Step, name: str) -> None:
     batches = cycle([usual_recipe.to_batch(columns, case.source.dataset.schema) for columns in case.source.resident])
     timed(step, batches, WARM)
-    case.note_steps("torchrec", "TorchRec's modules, resident", timed(step, batches, STEPS))
-    case.note_peak("torchrec")
+    way = name.removeprefix("torchrec").lstrip("_") or "resident"
+    case.note_steps(name, f"TorchRec's modules, {way}", timed(step, batches, STEPS))
 
 
 class Autocast(nn.Module):
@@ -134,8 +161,9 @@ def _torchrec_optimizer(model: DistributedModelParallel) -> CombinedOptimizer:
     return CombinedOptimizer([model.fused_optimizer, dense])
 
 
-def _torchrec_step(model: DistributedModelParallel, optimizer: CombinedOptimizer) -> Step:
-    if CUDA:
-        return TrainPipelineSparseDist(model, optimizer, DEVICE, execute_all_batches=True).progress
+def _pipelined(pipeline: Pipeline, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> Step:
+    return PIPELINES[pipeline](model, optimizer, DEVICE, execute_all_batches=True).progress
 
+
+def _plain(model: DistributedModelParallel, optimizer: CombinedOptimizer) -> Step:
     return lambda batches: usual_recipe.step(model, optimizer, next(batches))
