@@ -1,7 +1,7 @@
 """The table of models. A new model is one file with its config class, its build function and `MODEL`, and one line here.
 
-A model's module is imported only when its model is asked for. Its config class may be in recsys_ray/config/NAME.py instead, NAME as
-in the table: then the process that launches its workers imports no torch.
+A model's module is imported only when its model is asked for. Its config class may be in recsys_ray/config/NAME.py instead, with
+NAME as in the table: then the process that launches its workers imports no torch.
 """
 
 from __future__ import annotations

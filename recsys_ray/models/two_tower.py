@@ -5,9 +5,8 @@ DLRM's. With no hidden layers it is matrix factorisation, or with several column
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
