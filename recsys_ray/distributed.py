@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,9 @@ import torch.distributed as dist
 from torch.distributed.nn.functional import all_gather
 
 from recsys_ray.host_memory import keep_freed_memory
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""How long workers wait for each other, such as for what rank 0 alone computes: gloo's default, and three times NCCL's."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def join_world(cpus: float) -> Iterator[World]:
     torch.set_num_threads(max(1, int(cpus)))
     keep_freed_memory()
     if ours:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
     try:
         yield _exchange_hosts(device)
         dist.barrier()
