@@ -78,6 +78,7 @@ class RendezvousConfig(BackendConfig):
 
     @property
     def backend_cls(self) -> type[Backend]:
+        """Returns the class that Ray Train calls as workers start."""
         return Rendezvous
 
 
