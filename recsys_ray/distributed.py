@@ -50,7 +50,7 @@ def join_world(cpus: float) -> Iterator[World]:
     end all workers pass a barrier before any leaves: under gloo a worker that exits while others still send aborts them.
     """
     ours, device = not dist.is_initialized(), torch.device("cpu")
-    # A launcher that made the group has chosen its backend: Ray does so by whether a worker has a GPU of its own.
+    # Whoever has made the group has chosen its backend.
     if torch.cuda.is_available() and (ours or "nccl" in dist.get_backend()):
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         torch.cuda.set_device(device)
