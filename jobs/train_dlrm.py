@@ -14,15 +14,14 @@ The job connects to the engine's cluster or starts one, prepares the dataset if 
 checkpoint. Running it again with the same --run-dir resumes the run. On a cluster, dataset and run directory must be on storage
 that all nodes share.
 
-`--help` lists all settings. Those of the model are in recsys_ray/models/dlrm.py, all others in recsys_ray/config/.
+`--help` lists all settings. Those of the model are in recsys_ray/config/dlrm.py, all others beside it.
 """
 
 from __future__ import annotations
 
 from recsys_ray.config import LaunchConfig, LoopConfig, OptimizerConfig, TrainConfig
-from recsys_ray.datasets import movielens
-from recsys_ray.models.dlrm import DLRMConfig
-from recsys_ray.training.job import run_training_job
+from recsys_ray.config.dlrm import DLRMConfig
+from recsys_ray.training.job import fetch_movielens, run_training_job
 
 CONFIG = TrainConfig(
     run_dir="runs/dlrm",
@@ -33,4 +32,4 @@ CONFIG = TrainConfig(
 )
 
 if __name__ == "__main__":
-    run_training_job(CONFIG, __doc__, fetch_sample=lambda folder: movielens.fetch(folder / "movielens-1m"))
+    run_training_job(CONFIG, __doc__, fetch_sample=fetch_movielens)

@@ -10,15 +10,14 @@ r"""Trains a Two Tower, the retrieval model: from Parquet or a prepared dataset 
 The job does the same as jobs/train_dlrm.py, with another model. The schema must mark the id columns of users and of items
 ("key": true). Running the job again with the same --run-dir resumes the run.
 
-`--help` lists all settings. Those of the model are in recsys_ray/models/two_tower.py, all others in recsys_ray/config/.
+`--help` lists all settings. Those of the model are in recsys_ray/config/two_tower.py, all others beside it.
 """
 
 from __future__ import annotations
 
 from recsys_ray.config import DataConfig, LaunchConfig, LoopConfig, OptimizerConfig, SplitConfig, TrainConfig
-from recsys_ray.datasets import movielens
-from recsys_ray.models.two_tower import TwoTowerConfig
-from recsys_ray.training.job import run_training_job
+from recsys_ray.config.two_tower import TwoTowerConfig
+from recsys_ray.training.job import fetch_movielens, run_training_job
 
 CONFIG = TrainConfig(
     run_dir="runs/two_tower",
@@ -30,4 +29,4 @@ CONFIG = TrainConfig(
 )
 
 if __name__ == "__main__":
-    run_training_job(CONFIG, __doc__, fetch_sample=lambda folder: movielens.fetch(folder / "movielens-1m"))
+    run_training_job(CONFIG, __doc__, fetch_sample=fetch_movielens)

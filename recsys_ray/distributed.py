@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,9 @@ import torch.distributed as dist
 from torch.distributed.nn.functional import all_gather
 
 from recsys_ray.host_memory import keep_freed_memory
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""How long workers wait for each other, such as for what rank 0 alone computes: gloo's default, and three times NCCL's."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,14 @@ def join_world(cpus: float) -> Iterator[World]:
     end all workers pass a barrier before any leaves: under gloo a worker that exits while others still send aborts them.
     """
     ours, device = not dist.is_initialized(), torch.device("cpu")
-    # A launcher that made the group has chosen its backend: Ray does so by whether a worker has a GPU of its own.
+    # Whoever has made the group has chosen its backend.
     if torch.cuda.is_available() and (ours or "nccl" in dist.get_backend()):
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         torch.cuda.set_device(device)
     torch.set_num_threads(max(1, int(cpus)))
     keep_freed_memory()
     if ours:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
     try:
         yield _exchange_hosts(device)
         dist.barrier()

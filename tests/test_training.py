@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,24 @@ def test_mlflow_holds_the_run(two_workers: Path) -> None:
     assert sorted(steps) == list(range(1, len(losses(two_workers)) + 1))
     names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert names >= {"sharding_plan.txt", "schema.json", "report.html", "outcome.json", "model"}
+
+
+def test_runs_beside_each_other_share_a_database_that_is_created_whole(tmp_path: Path) -> None:
+    """A run that finds no database creates one; if another run is quicker, that run's stays."""
+    import mlflow
+
+    from recsys_ray.config import TrackingConfig
+    from recsys_ray.reporting.tracking.mlflow_tracker import _create_database, open_run
+
+    settings = {str(number): number for number in range(150)}
+    configs = [replace(dlrm_config(tmp_path, tmp_path / name), tracking=TrackingConfig()) for name in ("first", "second")]
+    runs = [open_run(config, settings, "").run_id for config in configs]
+    database = tmp_path / "mlflow.db"
+    before = database.read_bytes()
+    _create_database(database)
+    assert database.read_bytes() == before and sorted(tmp_path.glob("mlflow*")) == [database]
+    client = mlflow.tracking.MlflowClient(f"sqlite:///{database}")
+    assert all(len(client.get_run(run).data.params) == len(settings) for run in runs)
 
 
 def test_plain_module_on_one_process_predicts_as_the_sharded_one(dataset: Path, two_workers: Path) -> None:

@@ -6,7 +6,11 @@ Why each private part is needed:
 * `readonly_node_type`: the name that the report gives to a node where there is no autoscaler.
 * `CapacityRequest`: the public `ray.autoscaler.sdk.request_resources` keeps only the last request. Ray Data and Ray Train make
   theirs through the coordinator that is used here.
-* `WORKER_START_TIMEOUT_VARIABLE`: Ray Train documents the variable, and exports its name nowhere.
+* `WORKER_START_TIMEOUT_VARIABLE`, `PREEMPTION_WATCHER_VARIABLE`: Ray Train takes these settings from nowhere else, and exports
+  their names nowhere.
+* `LeanTrainer`: every trainer starts an actor for Ray Data's datasets, also where it is given none, and one that frees resources
+  after a controller that died, also where Ray frees them because the job ends.
+* `start_capacity_coordinator`: Ray Train starts this actor once its controller runs, and waits for it.
 * `enable_token_authentication`: `ray start` decides by the same function whether a cluster wants a token.
 """
 
@@ -26,16 +30,26 @@ from ray._private.state import state
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.autoscaler._private.util import format_readonly_node_type as readonly_node_type
 from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import ResourceRequestPriority
-from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import DefaultAutoscalingCoordinator
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    DefaultAutoscalingCoordinator,
+    get_or_create_autoscaling_coordinator,
+)
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR as PREEMPTION_WATCHER_VARIABLE
 from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR as WORKER_START_TIMEOUT_VARIABLE
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 __all__ = [
+    "PREEMPTION_WATCHER_VARIABLE",
     "WORKER_START_TIMEOUT_VARIABLE",
     "AutoscalerReport",
     "CapacityRequest",
+    "LeanTrainer",
     "cluster_config",
     "enable_token_authentication",
     "readonly_node_type",
+    "start_capacity_coordinator",
 ]
 
 
@@ -69,6 +83,27 @@ class CapacityRequest:
     def cancel(self) -> None:
         """Takes the request back."""
         self._coordinator.cancel_request()
+
+
+def start_capacity_coordinator() -> None:
+    """Starts the actor that collects such requests, unless it runs, without waiting for it."""
+    get_or_create_autoscaling_coordinator()
+
+
+class LeanTrainer(DataParallelTrainer):
+    """Ray Train's trainer for workers that read their data themselves.
+
+    Args:
+        session_ends: whether the connection to Ray, and with it what a dead controller has reserved, ends with the run.
+        settings: those of Ray's trainer.
+    """
+
+    def __init__(self, *settings: Any, session_ends: bool, **named_settings: Any) -> None:
+        self._unused = (DatasetsCallback, PlacementGroupCleanerCallback) if session_ends else (DatasetsCallback,)
+        super().__init__(*settings, **named_settings)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, self._unused)]
 
 
 def enable_token_authentication() -> None:

@@ -1,7 +1,7 @@
 """All settings as frozen dataclasses without torch, one module for each topic: data, training, launch, and run with all of them.
 
 A training job has one literal of these; tyro overrides it on the command line
-(`python jobs/train_dlrm.py --train.epochs 3 --launch.workers 8`). A model's own settings are declared in the model's module.
+(`python jobs/train_dlrm.py --train.epochs 3 --launch.workers 8`). The models' own settings are in modules of their names.
 """
 
 from recsys_ray.config.data import DataConfig, PrepareConfig, SplitConfig

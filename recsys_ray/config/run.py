@@ -12,7 +12,7 @@ from recsys_ray.config.training import CheckpointConfig, LoopConfig, OptimizerCo
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The settings that every model has. Each model extends them with its own, beside the model's code."""
+    """The settings that every model has. Each model extends them with its own."""
 
     embedding_dim: int = 16
     """Numbers in each row of the embedding tables."""

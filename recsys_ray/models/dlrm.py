@@ -3,9 +3,8 @@ cross network (DCNv2, Wang et al. 2020, arXiv:2008.13535)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.fx
@@ -13,7 +12,7 @@ from torch import nn
 from torchrec.models.dlrm import DLRM, DLRM_DCN, OverArch
 
 from recsys_ray.columns import ROW_WEIGHT, Columns
-from recsys_ray.config import ModelConfig
+from recsys_ray.config.dlrm import DLRMConfig
 from recsys_ray.models.embeddings import embedding_tables, jagged
 from recsys_ray.models.evaluation.binary_metrics import evaluate_binary
 from recsys_ray.models.interaction import CrossInteraction, CrossNetwork, DotInteraction, SparseFeatures
@@ -24,21 +23,6 @@ from recsys_ray.schema import Schema
 
 # torch.fx finds functions to wrap by name in the module that calls them, so the decorator in losses.py would not reach this one.
 torch.fx.wrap("global_mean_loss")
-
-
-@dataclass(frozen=True)
-class DLRMConfig(ModelConfig):
-    """The settings of a DLRM (Naumov et al. 2019), or with interaction dcn of its variant with a cross network (DCNv2)."""
-
-    interaction: Literal["dot", "dcn"] = "dot"
-    pooling: Literal["sum", "mean"] = "mean"
-    """How the embeddings of a multi-valued column become one."""
-    dense_layers: tuple[int, ...] = (64,)
-    """Hidden layers of the bottom MLP; a last one of embedding_dim is added."""
-    over_layers: tuple[int, ...] = (128, 64)
-    """Hidden layers of the top MLP; a last one of 1 is added."""
-    cross_layers: int = 3
-    cross_rank: int = 64
 
 
 def build_dlrm(config: DLRMConfig, context: BuildContext) -> Task:

@@ -1,6 +1,7 @@
 """The table of models. A new model is one file with its config class, its build function and `MODEL`, and one line here.
 
-A model's module is imported only when its model is asked for.
+A model's module is imported only when its model is asked for. Its config class may be in recsys_ray/config/NAME.py instead, with
+NAME as in the table: then the process that launches its workers imports no torch.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def registered_model(name: str) -> RegisteredModel:
 def model_name(config: ModelConfig) -> str:
     """Returns the name under which the model of this configuration is registered. Raises ValueError where it is not."""
     module = type(config).__module__
-    name = next((name for name, path in MODELS.items() if path == module), None)
+    name = next((name for name, path in MODELS.items() if module in (path, f"recsys_ray.config.{name}")), None)
     if name is None:
         raise ValueError(
             f"{type(config).__name__} is of {module}, which is no model of recsys_ray/models/registry.py: add it there"

@@ -5,9 +5,8 @@ DLRM's. With no hidden layers it is matrix factorisation, or with several column
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +14,7 @@ from torch.nn import functional
 from torchrec.modules.mlp import MLP
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from recsys_ray.config import ModelConfig
+from recsys_ray.config.two_tower import TwoTowerConfig
 from recsys_ray.models.embeddings import PooledEmbeddings
 from recsys_ray.models.encoded_catalogue import EncodedCatalogue
 from recsys_ray.models.evaluation.retrieval_evaluation import RetrievalEvaluator
@@ -24,41 +23,6 @@ from recsys_ray.models.step_cost import step_cost
 from recsys_ray.models.task import Batch, BuildContext, Outputs, RegisteredModel, StepCost, Task, Towers, needs_dataset
 from recsys_ray.models.two_tower_batch import CANDIDATE, TrainingBatches, TwoTowerBatch, embed_candidates, embed_queries
 from recsys_ray.schema import QUERY_SIDES, Schema, Side
-
-
-@dataclass(frozen=True)
-class TwoTowerConfig(ModelConfig):
-    """The settings of a Two Tower, whose score is the dot product of a query vector and a candidate vector."""
-
-    embedding_dim: int = 64
-    """Numbers in each row of the embedding tables, and in both towers' vectors."""
-    pooling: Literal["mean", "sum", "attention"] = "mean"
-    """How the values of a multi-valued column become one vector; attention: weighted by a learned query and position."""
-    pooled_values: int = 20
-    """For attention: how many values of a row count, from the first."""
-    query_layers: tuple[int, ...] = (128,)
-    """Hidden layers; a last one of embedding_dim is added. Without any, the tower is the sum of its columns' embeddings; with one
-    column a side that is matrix factorisation."""
-    candidate_layers: tuple[int, ...] = (128,)
-    dropout: float = 0.0
-    """Dropout on the input of each tower, while training."""
-    normalize: bool = False
-    """Scale the vectors to length 1, so that a score is a cosine over the temperature."""
-    temperature: float = 1.0
-    loss: Literal["softmax", "bce"] = "softmax"
-    """softmax: over the positive rows' items in the batches of all workers. bce: binary cross-entropy of each row's own label."""
-    log_q: bool = True
-    """Correct the softmax for items being in the batch by popularity."""
-    uniform_negatives: int = 0
-    """Items of the catalogue that are drawn into each worker's batch as additional negatives."""
-    hard_negatives: int = 0
-    """Average the loss with one over this many highest-scoring negatives of each row; 0: do not."""
-    metrics_at: tuple[int, ...] = (10, 20, 100)
-    """The k of recall@k, NDCG@k and hit rate@k; the first is that of early stopping."""
-    group_by: str = ""
-    """A single-valued user column, for whose values test metrics are reported separately."""
-    ials: bool = False
-    """Compare with iALS too, trained on one worker with all training pairs; popularity is always compared with."""
 
 
 def build_two_tower(config: TwoTowerConfig, context: BuildContext) -> Task:

@@ -1,4 +1,7 @@
-"""The training job that every jobs/train_*.py runs: prepare the data where need be, launch the workers, print the outcome."""
+"""The training job that every jobs/train_*.py runs: prepare the data where need be, launch the workers, print the outcome.
+
+What takes seconds to import, such as torch, is imported by whoever needs it: the workers, or the preparation of raw data.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,11 @@ import tyro
 
 from recsys_ray.command_line import readable_errors
 from recsys_ray.config import PrepareConfig, TrainConfig, with_absolute_paths
-from recsys_ray.data.prepare.pipeline import dataset_for, prepare
+from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.reporting.outcome import read_outcome
 from recsys_ray.reporting.summary import outcome_text
 from recsys_ray.reporting.tracking.tracker import viewing_hint
-from recsys_ray.training.train import train
 
 FetchSample = Callable[[Path], Path]
 """Fetches a data set into a new folder below the one given and returns its folder, laid out as recsys_ray.datasets says."""
@@ -43,7 +45,7 @@ def launch_training(config: TrainConfig, fetch_sample: FetchSample) -> None:
     with launcher(config.launch) as cluster:
         path = str(dataset_to_train_on(config, fetch_sample).absolute())
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
-        cluster.run(train, config)
+        cluster.run(train_on_worker, config)
     print(outcome_text(read_outcome(config.run_dir)))
     print(f"report   {config.run_dir}/report.html")
     if hint := viewing_hint(config):
@@ -52,11 +54,30 @@ def launch_training(config: TrainConfig, fetch_sample: FetchSample) -> None:
         print(f"model    {register_run(config)}")
 
 
+def train_on_worker(config: TrainConfig) -> None:
+    """Runs `train(config)` on a worker, and has only the worker import what it needs."""
+    from recsys_ray.training.train import train
+
+    train(config)
+
+
+def fetch_movielens(folder: Path) -> Path:
+    """Fetches MovieLens 1M into a new folder below `folder`, as a FetchSample."""
+    from recsys_ray.datasets import movielens
+
+    return movielens.fetch(folder / "movielens-1m")
+
+
 def dataset_to_train_on(config: TrainConfig, fetch_sample: FetchSample) -> Path:
     """Returns the dataset directory named by the configuration, or one prepared in the run directory."""
     engine: Literal["ray", "spark"] = "spark" if config.launch.engine == "spark" else "ray"
     out, data = str(Path(config.run_dir) / "dataset"), config.data
-    if data.path or data.parquet:
+    if data.path:
+        return DatasetDirectory.open(data.path).root
+    # Not at the top: a run on a prepared dataset has no use for it and its pandas.
+    from recsys_ray.data.prepare.pipeline import dataset_for, prepare
+
+    if data.parquet:
         return dataset_for(data, out, engine)
     raw = fetch_sample(Path(config.run_dir).parent)
     print(f"neither --data.path nor --data.parquet is given: training on the sample data set in {raw}", flush=True)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
+import tempfile
 import time
+import uuid
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +20,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 RUN_ID_FILE = ".mlflow_run_id"
 """In the run directory: a run can end before its first checkpoint, which holds the id too."""
+PARAMETERS_PER_CALL = 100
+"""MLflow's own limit."""
 TAGGED_VERSIONS = ("recsys-ray", "torch", "torchrec", "mosaicml-streaming", "mlflow")
 
 
 def tracking_uri(config: TrainConfig) -> str:
     """Returns the configured URI, or that of the SQLite database beside the run directory."""
-    return config.tracking.uri or f"sqlite:///{Path(config.run_dir).parent / 'mlflow.db'}"
+    return config.tracking.uri or f"sqlite:///{_own_database(config)}"
+
+
+def _own_database(config: TrainConfig) -> Path:
+    return Path(config.run_dir).parent / "mlflow.db"
 
 
 def viewing_hint(config: TrainConfig) -> str:
@@ -68,6 +77,8 @@ def open_run(config: TrainConfig, settings: dict[str, Any], run_id: str) -> Mlfl
     from mlflow.tracking import MlflowClient
 
     uri, run_dir = tracking_uri(config), Path(config.run_dir)
+    if not config.tracking.uri and not _own_database(config).exists():
+        _create_database(_own_database(config))
     client, note = MlflowClient(uri), run_dir / RUN_ID_FILE
     run_id = run_id or (note.read_text() if note.exists() else "")
     if not run_id or not _exists(client, run_id, uri):
@@ -76,6 +87,39 @@ def open_run(config: TrainConfig, settings: dict[str, Any], run_id: str) -> Mlfl
         note.write_text(run_id)
     client.update_run(run_id, status="RUNNING")
     return MlflowTracker(client, run_id)
+
+
+def _create_database(database: Path) -> None:
+    """Creates a SQLite database with MLflow's tables, whole or not at all; does nothing where another run is quicker.
+
+    MLflow would create it too, but in more than fifty migrations, each of which waits for the disk: 2 s.
+    """
+    from mlflow.tracking import MlflowClient
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def wait_for_no_disk(connection: Any, record: object) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+
+    database.parent.mkdir(parents=True, exist_ok=True)
+    partial = database.with_name(f"{database.name}.{uuid.uuid4().hex[:8]}.partial")
+    with tempfile.TemporaryDirectory() as folder:
+        event.listen(Engine, "connect", wait_for_no_disk)
+        try:
+            MlflowClient(f"sqlite:///{folder}/{database.name}")
+        finally:
+            event.remove(Engine, "connect", wait_for_no_disk)
+        with partial.open("wb") as file:
+            file.write(Path(folder, database.name).read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+    try:
+        # A link, since a rename would put it in the place of another run's.
+        os.link(partial, database)
+    except OSError:
+        log.debug("%s exists, or its file system knows no links: MLflow sees to it", database)
+    finally:
+        partial.unlink()
 
 
 def _exists(client: MlflowClient, run_id: str, uri: str) -> bool:
@@ -91,6 +135,8 @@ def _exists(client: MlflowClient, run_id: str, uri: str) -> bool:
 
 
 def _create_run(client: MlflowClient, config: TrainConfig, settings: dict[str, Any]) -> str:
+    from mlflow.entities import Param
+
     name, run_dir = config.tracking.experiment, Path(config.run_dir)
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
@@ -100,8 +146,9 @@ def _create_run(client: MlflowClient, config: TrainConfig, settings: dict[str, A
     else:
         experiment_id = experiment.experiment_id
     run = client.create_run(experiment_id, run_name=run_dir.name, tags=_tags())
-    for key, value in settings.items():
-        client.log_param(run.info.run_id, key, value)
+    parameters = [Param(key, str(value)) for key, value in settings.items()]
+    for first in range(0, len(parameters), PARAMETERS_PER_CALL):
+        client.log_batch(run.info.run_id, params=parameters[first : first + PARAMETERS_PER_CALL])
     return run.info.run_id
 
 
