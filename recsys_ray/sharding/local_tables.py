@@ -25,7 +25,7 @@ def local_tables(model: Any) -> dict[str, list[TablePart]]:
     return {
         name: _parts(tensor)
         for name, tensor in model.state_dict().items()
-        if isinstance(tensor, ShardedTensor) or table_of(name) in replicated
+        if isinstance(tensor, ShardedTensor) or table_in_name(name) in replicated
     }
 
 
@@ -35,7 +35,7 @@ def data_parallel_tables(model: Any) -> set[str]:
     return {table for table, parameter in planned if parameter.sharding_type == "data_parallel"}
 
 
-def table_of(name: str) -> str:
+def table_in_name(name: str) -> str:
     """Returns the table of a tensor `...embedding_bags.items_table.weight`; "" for a name that no table's weights can have."""
     module, _, leaf = name.rpartition(".")
     return module.rpartition(".")[2] if leaf == "weight" else ""

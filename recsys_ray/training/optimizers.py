@@ -10,7 +10,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimiz
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from recsys_ray.config import OptimizerConfig
-from recsys_ray.sharding.local_tables import data_parallel_tables, table_of
+from recsys_ray.sharding.local_tables import data_parallel_tables, table_in_name
 from recsys_ray.training.replicated_tables import ReplicatedTablesOptimizer
 
 
@@ -18,7 +18,7 @@ def build_optimizer(model: Any, config: OptimizerConfig) -> CombinedOptimizer:
     """Builds the optimizer of a DistributedModelParallel with Adam's state, since state that is missing would not be restored."""
     replicated = data_parallel_tables(model)
     parameters: dict[str, torch.Tensor] = dict(in_backward_optimizer_filter(model.named_parameters()))
-    tables = {name: parameters.pop(name) for name in list(parameters) if table_of(name) in replicated}
+    tables = {name: parameters.pop(name) for name in list(parameters) if table_in_name(name) in replicated}
     sparse = [("sparse", model.fused_optimizer)]
     if tables:
         sparse.append(("sparse", ReplicatedTablesOptimizer(tables, config)))

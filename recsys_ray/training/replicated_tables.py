@@ -8,7 +8,7 @@ import torch
 from torchrec.optim.keyed import KeyedOptimizer
 
 from recsys_ray.config import OptimizerConfig
-from recsys_ray.sharding.local_tables import table_of
+from recsys_ray.sharding.local_tables import table_in_name
 
 EPSILON = 1e-8
 """What fbgemm adds to the root of Adagrad's sum of squares."""
@@ -24,7 +24,7 @@ class ReplicatedTablesOptimizer(KeyedOptimizer):
     """
 
     def __init__(self, weights: dict[str, torch.Tensor], config: OptimizerConfig) -> None:
-        state = {weight: _initial_state(table_of(name), weight, config.sparse) for name, weight in weights.items()}
+        state = {weight: _initial_state(table_in_name(name), weight, config.sparse) for name, weight in weights.items()}
         groups: list[dict[str, Any]] = [{"params": list(weights.values()), "lr": config.sparse_learning_rate}]
         super().__init__(weights, state, groups)
 

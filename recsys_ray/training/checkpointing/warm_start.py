@@ -22,7 +22,7 @@ from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.dataset.tables import load_vocabularies
 from recsys_ray.models.embeddings import module_name
 from recsys_ray.schema import Schema
-from recsys_ray.sharding.local_tables import TablePart, local_tables, table_of
+from recsys_ray.sharding.local_tables import TablePart, local_tables, table_in_name
 
 ROWS_AT_ONCE = 1 << 20
 NEW = -1
@@ -81,7 +81,7 @@ def row_matches(folder: Path, dataset: DatasetDirectory) -> dict[str, np.ndarray
 
 
 def _fill_table(name: str, tensor: torch.Tensor | ShardedTensor, parts: list[TablePart], source: _Source) -> str:
-    old, rows = source.size(name), source.matches.get(table_of(name))
+    old, rows = source.size(name), source.matches.get(table_in_name(name))
     if rows is None or tensor.size()[1] != old[1]:
         return f"starts as new, since rows or width do not fit (there {old}, here {list(tensor.size())})"
     for part in parts:
