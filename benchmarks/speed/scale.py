@@ -45,7 +45,7 @@ def main(job: Scale) -> None:
         LIMIT: lambda: two_runs(blocks, job),
     }
     rates = in_turn(ways, job.repeats)
-    report("scale", rates, [Goal(TWO, ONE, 1.7), Goal(TWO, LIMIT, 0.95)], {"rows_a_step_and_worker": job.batch})
+    report("scale", rates, [Goal(TWO, ONE, 1.6), Goal(TWO, LIMIT)], {"rows_a_step_and_worker": job.batch})
 
 
 def run(blocks: Path, job: Scale, cores: list[int]) -> float:
