@@ -32,7 +32,7 @@ lint: $(VENV)/.ready  ## what .pre-commit-config.yaml runs too: ruff, mypy, impo
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.ready  ## speed compared with the usual recipe and the limit of the machine, appended to benchmarks/results: 12 minutes
+bench: $(VENV)/.ready  ## speed compared with the usual recipe and the limit of the machine, appended to benchmarks/results: 16 minutes
 	for name in $(SPEED); do echo "== $$name"; $(BIN)/python -m benchmarks.speed.$$name; done
 	$(if $(findstring gpu,$(LOCK)),$(BIN)/python -m benchmarks.speed.gpu_dataset runs/bench/gpu)
 	$(if $(findstring gpu,$(LOCK)),$(BIN)/python -m benchmarks.speed.gpu runs/bench/gpu)
