@@ -34,7 +34,7 @@ lint: $(VENV)/.ready  ## what .pre-commit-config.yaml runs too: ruff, mypy, impo
 
 bench: $(VENV)/.ready  ## speed compared with the usual recipe and the limit of the machine, appended to benchmarks/results: 16 minutes
 	for name in $(SPEED); do echo "== $$name"; $(BIN)/python -m benchmarks.speed.$$name; done
-	$(if $(findstring gpu,$(LOCK)),$(BIN)/python -m benchmarks.speed.gpu_dataset runs/bench/gpu)
+	$(if $(findstring gpu,$(LOCK)),$(BIN)/python -m benchmarks.speed.gpu.dataset runs/bench/gpu)
 	$(if $(findstring gpu,$(LOCK)),$(BIN)/python -m benchmarks.speed.gpu runs/bench/gpu)
 
 bench-models: $(VENV)/.ready  ## the quality of the models, and the other benchmarks, one after another: hours

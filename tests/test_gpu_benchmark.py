@@ -50,7 +50,7 @@ def run(environment: dict[str, str], *arguments: str) -> str:
 def test_every_case_is_measured_and_an_error_does_not_end_the_others(environment: dict[str, str], tmp_path: Path) -> None:
     dataset = str(tmp_path / "dataset")
     making = ["--rows=2048", "--num-embeddings=1000", "--processes=1"]
-    assert "2,048 rows" in run(environment, "benchmarks.speed.gpu_dataset", dataset, *making)
+    assert "2,048 rows" in run(environment, "benchmarks.speed.gpu.dataset", dataset, *making)
     said = run(environment, "benchmarks.speed.gpu", dataset, "--dim=8", "--batches", "100", "256", "--pipelines=sparse_dist")
     found = json.loads(said.splitlines()[-1])
     assert found["dataset_rows"] == {"train": 2028, "validation": 20, "test": 0}

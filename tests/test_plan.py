@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.speed.gpu_dataset import clicks_schema
+from benchmarks.speed.gpu.dataset import clicks_schema
 from recsys_ray.config import LoopConfig, OptimizerConfig, ShardingConfig, TrainConfig
 from recsys_ray.datasets.teacher import Teacher
 from recsys_ray.distributed import join_world

@@ -25,7 +25,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from benchmarks.speed import usual_recipe
-from benchmarks.speed.gpu_case import CUDA, DEVICE, PRECISION, STEPS, WARM, Case, Step, profile, synchronize, timed
+from benchmarks.speed.gpu.case import CUDA, DEVICE, PRECISION, STEPS, WARM, Case, Step, profile, synchronize, timed
 from benchmarks.speed.workers import WORLD, stream
 from recsys_ray.compat.torch_compat import apply_optimizer_in_backward
 from recsys_ray.config import OptimizerConfig, ShardingConfig

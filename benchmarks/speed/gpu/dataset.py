@@ -1,6 +1,6 @@
 """Makes a dataset directory of synthetic clicks in seconds, without Ray, Spark or a network, for the benchmark on a GPU.
 
-    python -m benchmarks.speed.gpu_dataset OUT --rows 8000000 --num-embeddings 3000000
+    python -m benchmarks.speed.gpu.dataset OUT --rows 8000000 --num-embeddings 3000000
 
 The rows are those of `jobs/fetch_dataset.py synthetic`: 13 dense columns, 26 of power-law ids, 7.6 million table rows in all.
 Processes write them as row blocks. No two rows depend on each other, so they need no shuffle. One row in a hundred is for

@@ -1,6 +1,6 @@
 """Measures training steps of a DLRM on one GPU: ours on resident batches and from disk, and TorchRec's own modules.
 
-    python -m benchmarks.speed.gpu_dataset runs/bench/gpu
+    python -m benchmarks.speed.gpu.dataset runs/bench/gpu
     python -m benchmarks.speed.gpu runs/bench/gpu --dim 128 --batches 16384 65536          # four minutes
 
 One process, without Ray, MLflow, Spark and a network; bf16 on a GPU. Every line is printed as soon as it is measured, the last
@@ -24,8 +24,8 @@ import torch
 import torch.distributed as dist
 import tyro
 
-from benchmarks.speed.gpu_case import CUDA, PRECISION, Case, Interaction, Source, release_memory
-from benchmarks.speed.gpu_models import Ours, Pipeline, measure_pipeline, measure_torchrec
+from benchmarks.speed.gpu.case import CUDA, PRECISION, Case, Interaction, Source, release_memory
+from benchmarks.speed.gpu.models import Ours, Pipeline, measure_pipeline, measure_torchrec
 from benchmarks.speed.side_by_side import keep, machine
 from benchmarks.speed.workers import alone
 from recsys_ray.data.dataset.directory import DatasetDirectory
