@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 import tyro
 from torch import nn
+from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from recsys_ray.columns import ROW_WEIGHT
 from recsys_ray.config import LaunchConfig, LoopConfig, OptimizerConfig, ShardingConfig, TrainConfig
@@ -37,6 +38,7 @@ from recsys_ray.planning.cluster import Cluster
 from recsys_ray.planning.plan import ClusterPlan, plan_cluster
 from recsys_ray.planning.workload import make_workload
 from recsys_ray.schema import Categorical, Dense, Label, Schema
+from recsys_ray.sharding.local_tables import data_parallel_tables, local_tables, table_in_name
 from recsys_ray.sharding.placement import table_shards
 from recsys_ray.sharding.sharded_model import initialise_tables, shard_model
 from recsys_ray.training.optimizers import build_optimizer
@@ -125,10 +127,9 @@ def run(config: TrainConfig, schema: Schema, world: World) -> dict[str, Any]:
     model = shard_model(task.module, world, sharding=config.sharding, optimizer=config.optimizer, local_batch=rows)
     initialise_tables(model, 0.0, 0)
     optimizer = build_optimizer(model, config.optimizer)
-    local = [part.tensor for value in model.state_dict().values() for part in shards_of(value)]
-    state = [
-        part.tensor for values in model.fused_optimizer.state.values() for value in values.values() for part in shards_of(value)
-    ]
+    local = [part.tensor for parts in local_tables(model).values() for part in parts]
+    sparse = [values for name, values in optimizer.state_dict()["state"].items() if name.startswith("sparse.")]
+    state = [tensor for values in sparse for value in values.values() for tensor in local_tensors(value)]
     for tensor in state:
         tensor.add_(0)  # zeros are not resident until they are written
     step, stream, seconds = make_step(model, optimizer, world), batches(task, schema, rows, world.rank), []
@@ -136,7 +137,8 @@ def run(config: TrainConfig, schema: Schema, world: World) -> dict[str, Any]:
         began = time.perf_counter()
         step(stream)
         seconds.append(time.perf_counter() - began)
-    dense = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    trained = in_backward_optimizer_filter(model.named_parameters())
+    dense = [parameter for name, parameter in trained if table_in_name(name) not in data_parallel_tables(model)]
     return {
         "tables": bytes_of(local),
         "optimizer": bytes_of(state),
@@ -146,8 +148,8 @@ def run(config: TrainConfig, schema: Schema, world: World) -> dict[str, Any]:
     }
 
 
-def shards_of(value: Any) -> list[Any]:
-    return value.local_shards() if hasattr(value, "local_shards") else []
+def local_tensors(value: Any) -> list[torch.Tensor]:
+    return [part.tensor for part in value.local_shards()] if hasattr(value, "local_shards") else [value]
 
 
 def bytes_of(tensors: list[torch.Tensor] | list[nn.Parameter]) -> int:
