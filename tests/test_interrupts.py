@@ -154,6 +154,7 @@ def interrupted_in_a_session(run_dir: Path) -> tuple[list[int], int]:
     return list(spark.sparkContext.statusTracker().getActiveJobsIds()), spark.range(7).count()
 
 
+@pytest.mark.long
 @needs_java
 def test_no_spark_job_is_left_in_a_session_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a notebook the session exists before training and continues after it."""

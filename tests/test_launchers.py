@@ -33,7 +33,7 @@ ENGINES = {
     "spark-driver": LaunchConfig("spark", 2),
     "spark-cluster": LaunchConfig("spark", 2, spark=SparkConfig(master="local-cluster[2,1,1024]")),
 }
-spark_driver, spark_cluster = (pytest.param(name, marks=needs_java) for name in ("spark-driver", "spark-cluster"))
+spark_driver = pytest.param("spark-driver", marks=needs_java)
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ def test_exception_comes_with_the_workers_own_traceback_on_top(engine: str, tmp_
     assert lines[-1].endswith("failed: ValueError: column 'clicks' has no rows")
 
 
-@pytest.mark.parametrize("engine", ["local", "ray", spark_cluster])
+@pytest.mark.parametrize("engine", ["local", "ray", pytest.param("spark-cluster", marks=[needs_java, pytest.mark.long])])
 def test_killed_worker_is_named_with_rank_host_and_signal(engine: str, tmp_path: Path, ray_session: None) -> None:
     with pytest.raises(
         WorkerFailed, match=rf"^worker rank 1 on host {socket.gethostname()} \(process \d+\) was killed by SIGKILL"

@@ -158,6 +158,7 @@ def no_session() -> None:
         pytest.skip("Spark needs Java 17, and there is no `java` here")
 
 
+@pytest.mark.long
 def test_on_executors_in_processes_of_their_own(no_session, tmp_path, monkeypatch):
     """The settings come from spark-submit, as on a cluster, and Ray is not imported."""
     loopback = "--conf spark.driver.bindAddress=127.0.0.1 --conf spark.driver.host=127.0.0.1 --conf spark.ui.enabled=false"
