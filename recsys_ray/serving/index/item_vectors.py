@@ -15,6 +15,7 @@ import ray.data
 from recsys_ray.columns import FREQUENCY
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.dataset.tables import CATALOGUE, load_catalogue
+from recsys_ray.ray_address import check_ray_address
 from recsys_ray.serving.bundle import load_retriever
 from recsys_ray.serving.index.vector_index import VECTOR
 
@@ -44,6 +45,7 @@ def item_vectors(run_dir: Path, dataset: DatasetDirectory, dim: int) -> tuple[pa
     The run directory and the dataset must be on storage that all nodes see.
     """
     if not ray.is_initialized():
+        check_ray_address()
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
     logging.getLogger("ray.data").setLevel(logging.ERROR)
