@@ -7,15 +7,13 @@ import re
 import socket
 import time
 
-from recsys_ray.command_line import JobError
-
 ANSWER_SECONDS = 10.0
 """A head that is just starting may take so long to listen."""
 CONNECT_SECONDS = 5.0
 
 
 def check_ray_address() -> None:
-    """Raises JobError when RAY_ADDRESS names a host and a port, also as ray://host:port, at which nothing listens.
+    """Raises ConnectionError when RAY_ADDRESS names a host and a port, also as ray://host:port, at which nothing listens.
 
     Everything else is left to Ray: `auto` is the cluster of this machine, `local` a new one, and other schemes have providers.
     """
@@ -26,7 +24,7 @@ def check_ray_address() -> None:
     deadline = time.monotonic() + ANSWER_SECONDS
     while (fault := _fault(found[1], int(found[2]))) is not None:
         if time.monotonic() > deadline:
-            raise JobError(
+            raise ConnectionError(
                 f"no Ray cluster answers at RAY_ADDRESS={address} ({fault}): start it, set RAY_ADDRESS to one that runs, or "
                 "unset it to run on this machine"
             ) from fault

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from recsys_ray import ray_address
-from recsys_ray.command_line import JobError
 from recsys_ray.ray_address import check_ray_address
 from tests.support.preparing import write_input
 from tests.support.processes import ROOT, free_ports
@@ -23,7 +22,7 @@ from tests.support.processes import ROOT, free_ports
 def test_a_cluster_that_is_gone_is_named(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_address, "ANSWER_SECONDS", 0)
     monkeypatch.setenv("RAY_ADDRESS", address := address.format(*free_ports(1)))
-    with pytest.raises(JobError) as raised:
+    with pytest.raises(ConnectionError) as raised:
         check_ray_address()
     assert f"no Ray cluster answers at RAY_ADDRESS={address} (" in str(raised.value) and "unset it" in str(raised.value)
 

@@ -16,6 +16,8 @@ import xxhash
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from recsys_ray.files.json_text import finite_or_null
+
 log = logging.getLogger(__name__)
 MARKER = "committed.json"
 STORE_ATTEMPTS = 5
@@ -85,8 +87,9 @@ class CheckpointStore:
         return body
 
     def commit(self, step: int, body: dict[str, Any]) -> None:
-        """Writes the marker, or replaces an earlier one, in one step."""
-        text = json.dumps({"checksum": _checksum(body), "body": body}).encode()
+        """Writes the marker, or replaces an earlier one, in one step. A number that is not finite becomes null."""
+        body = finite_or_null(body)
+        text = json.dumps({"checksum": _checksum(body), "body": body}, allow_nan=False).encode()
         with_retries(f"writing {self.folder(step)}/{MARKER}", lambda: self._replace(self._path(step, MARKER), text))
 
     def _replace(self, path: str, text: bytes) -> None:

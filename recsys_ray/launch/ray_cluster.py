@@ -18,7 +18,7 @@ from recsys_ray.ray_address import check_ray_address
 def ray_cluster(config: RayConfig) -> Iterator[None]:
     """Connects to a Ray cluster while the body runs, and stops in the end what it has started.
 
-    Raises JobError where no cluster answers at RAY_ADDRESS.
+    Raises ConnectionError where no cluster answers at RAY_ADDRESS.
     """
     if ray.is_initialized():
         yield

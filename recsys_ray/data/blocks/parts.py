@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import socket
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -122,7 +124,15 @@ def _commit_split(root: Path, folders: list[str]) -> None:
     if not folders:
         remove_folder(root)
     else:
-        # merge_index warns about the temporary folder it uses, and that the target folder exists, as it must.
-        logging.disable(logging.WARNING)
-        merge_index([str(root / folder / "index.json") for folder in folders], str(root))
-        logging.disable(logging.NOTSET)
+        with _without_warnings():  # of the temporary folder that merge_index uses, and that the target folder exists, as it must
+            merge_index([str(root / folder / "index.json") for folder in folders], str(root))
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(before)

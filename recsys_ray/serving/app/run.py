@@ -64,7 +64,7 @@ def _announce(release: str, config: ServiceConfig, stays_here: bool) -> None:
 def _connected() -> Iterator[bool]:
     """Connects to a cluster that runs already, or starts one on this machine; yields whether it was started here.
 
-    Raises JobError where no cluster answers at RAY_ADDRESS, rather than serve elsewhere than was asked.
+    Raises ConnectionError where no cluster answers at RAY_ADDRESS, rather than serve elsewhere than was asked.
     """
     check_ray_address()
     try:
