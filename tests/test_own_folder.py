@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from recsys_ray.bundle import fetch
-from recsys_ray.data.blocks import parts
 from recsys_ray.data.loading import cache_janitor
 from recsys_ray.files.own_folder import own_folder
 
@@ -50,16 +48,3 @@ def test_shards_and_bundles_do_not_follow_a_link(tmp_path: Path, monkeypatch: py
     with pytest.raises(PermissionError, match="recsys_ray_bundles_"):
         fetch.copied_bundle(store, "root", "s3://bucket/model")
     assert not list((tmp_path / "elsewhere").iterdir())
-
-
-def test_logging_is_as_it_was_after_a_failed_preparation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(files: list[str], out: str) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(parts, "merge_index", fail)
-    before = logging.root.manager.disable
-    writer = parts.PartWriter(tmp_path, {}, block_rows=4, part_rows=4)
-    writer.start()
-    with pytest.raises(OSError, match="disk full"):
-        parts._commit_split(tmp_path / "train", ["part-00000"])
-    assert logging.root.manager.disable == before

@@ -16,8 +16,6 @@ from recsys_ray.reporting.tracking.tracker import check_tracking
 from recsys_ray.training import job
 
 DELETED = r"^the MLflow experiment 'recsys_ray' was deleted: restore it \(.*mlflow experiments restore --experiment-id \d+\)"
-    r"^the MLflow experiment 'recsys_ray' was deleted: restore it \(.*mlflow experiments restore --experiment-id \d+\), or pass"
-)
 
 
 def config_with(run_dir: Path, uri: str = "", backend: Literal["mlflow", "none"] = "mlflow") -> TrainConfig:
