@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from recsys_ray.columns import LENGTHS
+from recsys_ray.columns import LENGTHS, ROW_HASH, SPLIT_COLUMN
 from recsys_ray.compat.streaming_compat import MDSWriter, Reader, Stream, StreamingDataset, StreamingWorld
 from recsys_ray.data.blocks.collator import BlockCollator
 from recsys_ray.data.blocks.layout import Block, id_type, mds_columns, split_block, widened
 from recsys_ray.data.blocks.packing import pack_rows, to_block, unpack_rows
+from recsys_ray.data.blocks.parts import PartWriter
 from recsys_ray.data.blocks.reader import BlockReader
 from recsys_ray.data.blocks.writer import BlockWriter
 from recsys_ray.schema import Categorical, Dense, Label, Schema, Timestamp
@@ -134,3 +137,31 @@ def open_readers(folder: Path) -> list[BlockReader]:
     shards: list[Reader] = stream.get_shards(StreamingWorld(1, 1, 1, 0), allow_unsafe_types=False)
     assert len(shards) == len(json.loads((folder / "index.json").read_text())["shards"]) > 1
     return [BlockReader.of(shard) for shard in shards]
+
+
+def test_the_index_of_all_parts_is_that_of_mosaic_streaming_and_takes_no_path_for_a_url(tmp_path: Path) -> None:
+    from streaming.base.util import merge_index
+
+    table = pack_rows(rows(SINGLE, 80), mds_columns(SINGLE))
+    table = table.append_column(SPLIT_COLUMN, pa.array(np.zeros(80, np.uint8)))
+    table = table.append_column(ROW_HASH, pa.array(np.arange(80, dtype=np.uint64)))
+    for name in ("plain", "x#1?y [2]"):
+        (tmp_path / name).mkdir()
+        writer = PartWriter(tmp_path / name, mds_columns(SINGLE), block_rows=8, part_rows=50)
+        writer.start()
+        written = [writer.write(part, number) for number, part in enumerate((table.slice(0, 50), table.slice(50)))]
+        assert writer.commit(written).rows["train"] == 80
+        train = tmp_path / name / "train"
+        index = json.loads((train / "index.json").read_text())
+        assert len(index["shards"]) == 3 and all((train / shard["zip_data"]["basename"]).exists() for shard in index["shards"])
+    train = tmp_path / "plain" / "train"
+    ours = json.loads((train / "index.json").read_text())
+    (train / "index.json").unlink()
+    merge_index([str(folder / "index.json") for folder in sorted(train.glob("part-*"), key=order_of(ours))], str(train))
+    assert json.loads((train / "index.json").read_text()) == ours
+
+
+def order_of(index: dict[str, Any]) -> Callable[[Path], int]:
+    """Returns the place of a part's folder in an index."""
+    folders = [shard["zip_data"]["basename"].partition("/")[0] for shard in index["shards"]]
+    return lambda folder: folders.index(folder.name)

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from recsys_ray.config import LaunchConfig, RayConfig, SparkConfig, TrainConfig
 from recsys_ray.distributed import join_world, node_layout
 from recsys_ray.launch.launcher import launcher
-from recsys_ray.launch.ray_capacity import workers_that_fit
+from recsys_ray.launch.ray_capacity import worker_resources, workers_that_fit
 from recsys_ray.launch.worker import thread_settings
 from recsys_ray.launch.worker_records import WorkerFailed, explain_failure
 from recsys_ray.models.dlrm import DLRMConfig
@@ -160,6 +160,20 @@ def test_settings_that_no_engine_has_are_refused(launch: LaunchConfig, words: st
 )
 def test_room_for_workers_is_counted_as_ray_would_place_them(bundle: dict[str, float], placement: str, room: int) -> None:
     assert workers_that_fit(bundle, [{"CPU": 6.0, "GPU": 2}, {"CPU": 4.0}], placement) == room
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("launch", "flag"),
+    [
+        (LaunchConfig(cpus_per_worker=1e-5, gpus_per_worker=0), "--launch.cpus-per-worker 1e-05"),
+        (LaunchConfig(gpus_per_worker=4e-5), "--launch.gpus-per-worker 4e-05"),
+        (LaunchConfig(gpus_per_worker=0, ray=RayConfig({"disk": 1e-5})), "--launch.ray.resources disk 1e-05"),
+    ],
+)
+def test_less_than_ray_can_count_is_refused(launch: LaunchConfig, flag: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{flag}: Ray counts in steps of 0.0001: ask for that or more, or for 0$"):
+        worker_resources(launch)
 
 
 def leave_record(folder: Path, attempt: str, rank: int, began: float, **how: object) -> None:

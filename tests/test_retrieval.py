@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from recsys_ray.schema import Dense, Schema
 from recsys_ray.serving.bundle import load_ranker, load_retriever
 from recsys_ray.serving.index import open_index
 from recsys_ray.serving.index.build import build_index
+from recsys_ray.serving.index.item_vectors import item_vectors
 from recsys_ray.serving.show import recommendations
 from recsys_ray.training.train import train
 from tests.support.faults import train_until_step_30
@@ -246,6 +248,12 @@ def test_index_of_a_run_finds_what_its_vectors_say(ray_session: None, run: Path,
     liked, recommended = (part.split("\n  ")[1:] for part in page.split("and is recommended"))
     assert liked and len(recommended) == 10 and all("item " in line for line in [*liked, *recommended])
     assert not {line.strip() for line in liked} & {line.split("  ", 1)[1].strip() for line in recommended}
+
+
+def test_items_are_read_below_a_name_that_looks_like_a_url(ray_session: None, run: Path, dataset: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(dataset, tmp_path / "x?1#2 [3]"))
+    _, batches = item_vectors(run, DatasetDirectory.open(folder), 16)
+    assert sum(batch.num_rows for batch in batches) == ITEMS - LACKING
 
 
 def test_runs_that_cannot_be_are_refused(dataset: Path, run: Path, tmp_path: Path) -> None:

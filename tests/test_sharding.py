@@ -84,13 +84,21 @@ def test_plan_follows_the_gpus_that_workers_really_have(world: World) -> None:
 
 
 @pytest.mark.unit
-def test_memory_of_a_container_is_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("files", sharding.CONTROL_GROUP_FILES, ids=["version 2", "version 1"])
+def test_memory_of_a_container_is_its_limit(
+    files: sharding.ControlGroupFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a preparation leaves in the page cache is no reason to refuse tables."""
     monkeypatch.setattr(sharding, "CONTROL_GROUP", tmp_path)
     of_host = sharding.free_host_memory()
-    (tmp_path / "memory.current").write_text("300000\n")
-    for limit, free in (("max\n", None), ("1000000\n", 700_000)):
-        (tmp_path / "memory.max").write_text(limit)
-        assert sharding.free_host_memory() == free if free else sharding.free_host_memory() > of_host / 2
+    (tmp_path / "memory").mkdir()
+    (tmp_path / files.used).write_text("900000\n")
+    (tmp_path / files.statistics).write_text(f"anon 250000\n{files.inactive} 600000\nactive_file 50000\n")
+    (tmp_path / files.limit).write_text("1000000\n")
+    assert sharding.free_host_memory() == 700_000
+    for unlimited in ("max\n", "9223372036854771712\n"):
+        (tmp_path / files.limit).write_text(unlimited)
+        assert sharding.free_host_memory() > of_host / 2
 
 
 @pytest.mark.unit

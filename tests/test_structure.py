@@ -14,7 +14,7 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "recsys_ray"
 FILES_IN_A_FOLDER, LINES_IN_A_FILE, POSITIONAL, SHARED_LINES = 12, 250, 4, 6
-REQUIRED_BY_A_TABLE = {"MODEL", "engine", "launcher", "open_index", "open_run", "viewing_hint", "write_index"}
+REQUIRED_BY_A_TABLE = {"MODEL", "check_tracking", "engine", "launcher", "open_index", "open_run", "viewing_hint", "write_index"}
 """Names that a lazy table asks every one of its modules for."""
 LOCAL_IDIOMS = {"T", "log"}
 FRAGMENT = re.compile(

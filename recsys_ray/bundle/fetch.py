@@ -13,6 +13,7 @@ from typing import Protocol
 from fsspec.core import url_to_fs
 
 from recsys_ray.bundle.manifest import MANIFEST, Manifest, check_file, parse_manifest
+from recsys_ray.files.own_folder import own_folder
 
 
 class RemoteFiles(Protocol):
@@ -45,12 +46,12 @@ def copied_bundle(files: RemoteFiles, root: str, origin: str) -> Path:
     Copies stay in the user's own folder for temporary files, one for each manifest: runs that end with the same weights, and so
     with the same version, differ in when and on what they were trained.
 
-    Raises BundleError where a file is damaged.
+    Raises BundleError where a file is damaged, and PermissionError where that folder is another user's.
     """
     text = files.cat_file(f"{root}/{MANIFEST}")
     manifest = parse_manifest(text.decode(), f"{origin}/{MANIFEST}")
     name = f"{manifest.version}_{hashlib.sha256(text).hexdigest()[:8]}"
-    copy = Path(tempfile.gettempdir(), f"recsys_ray_bundles_{os.getuid()}", name)
+    copy = own_folder(Path(tempfile.gettempdir(), f"recsys_ray_bundles_{os.getuid()}")) / name
     if not _is_complete(copy, manifest):
         _copy(files, root, manifest, copy)
     return copy

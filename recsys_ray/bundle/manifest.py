@@ -78,7 +78,7 @@ class Manifest:
         """Returns the text of manifest.json: the format, this manifest, and the manifest's own checksum."""
         body = dataclasses.asdict(self)
         checksum = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-        return json.dumps({"format": FORMAT, "checksum": checksum, "manifest": body}, indent=1) + "\n"
+        return json.dumps({"format": FORMAT, "checksum": checksum, "manifest": body}, indent=1, allow_nan=False) + "\n"
 
 
 def content_version(files: dict[str, BundleFile]) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import xxhash
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+
+from recsys_ray.files.json_text import finite_or_null
 
 log = logging.getLogger(__name__)
 MARKER = "committed.json"
@@ -83,8 +87,9 @@ class CheckpointStore:
         return body
 
     def commit(self, step: int, body: dict[str, Any]) -> None:
-        """Writes the marker, or replaces an earlier one, in one step."""
-        text = json.dumps({"checksum": _checksum(body), "body": body}).encode()
+        """Writes the marker, or replaces an earlier one, in one step. A number that is not finite becomes null."""
+        body = finite_or_null(body)
+        text = json.dumps({"checksum": _checksum(body), "body": body}, allow_nan=False).encode()
         with_retries(f"writing {self.folder(step)}/{MARKER}", lambda: self._replace(self._path(step, MARKER), text))
 
     def _replace(self, path: str, text: bytes) -> None:
@@ -100,7 +105,11 @@ class CheckpointStore:
 
     def copy(self, step: int, folder: str) -> None:
         """Copies a whole checkpoint into another folder on this machine."""
-        self._fs.get(f"{self._path(step, '')}/", f"{folder}/{_name(step)}/", recursive=True)
+        root = self._path(step, "")
+        for file in self._fs.find(root):  # one by one: a recursive `get` takes brackets in a folder's name for a glob
+            target = Path(folder, _name(step), file.removeprefix(f"{root}/"))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._fs.get_file(file, str(target))
 
     def remove(self, step: int) -> None:
         """Removes a checkpoint, its marker first: what is half removed must not look like a checkpoint."""
@@ -108,9 +117,16 @@ class CheckpointStore:
         def remove() -> None:
             for path in (self._path(step, MARKER), self._path(step, "")):
                 if self._fs.exists(path):
-                    self._fs.rm(path, recursive=True)
+                    self._remove_tree(path)
 
         with_retries(f"removing {self.folder(step)}", remove)
+
+    def _remove_tree(self, path: str) -> None:
+        if self.local or glob.escape(path) == path:
+            self._fs.rm(path, recursive=True)
+        else:  # which `rm` of an object store would take for a glob, and remove what else it matches
+            for file in self._fs.find(path):
+                self._fs.rm_file(file)
 
     def fault(self, step: int, file: str, size: int, checksum: str) -> str:
         """Returns what is wrong with a file of a checkpoint, or "" if nothing is. Any worker may call it."""

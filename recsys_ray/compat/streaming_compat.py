@@ -66,7 +66,6 @@ with stand_ins_for_unused_modules():
     from streaming.base.format.mds.reader import MDSReader
     from streaming.base.partition import get_partitions
     from streaming.base.shared import memory, prefix
-    from streaming.base.util import merge_index
     from streaming.base.world import World as StreamingWorld
 
 __all__ = [
@@ -84,7 +83,6 @@ __all__ = [
     "StreamingWorld",
     "generate_work_random_batching",
     "get_partitions",
-    "merge_index",
     "own_shared_memory_names",
     "patch_shared_memory",
     "separate_shared_memory",

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from recsys_ray.files.json_text import json_text
+
 SET_MANIFEST = "dataset.json"
 
 
@@ -25,7 +27,7 @@ def build_once(out: Path, made_from: dict[str, Any], write: Callable[[Path], Non
     partial.mkdir(parents=True)
     try:
         write(partial)
-        (partial / SET_MANIFEST).write_text(json.dumps(made_from, indent=2) + "\n")
+        (partial / SET_MANIFEST).write_text(json_text(made_from))
         _publish(partial, out, made_from)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

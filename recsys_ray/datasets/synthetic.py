@@ -9,7 +9,6 @@ set with the same seed starts with the rows of a smaller one. The model that dra
 from __future__ import annotations
 
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from ray.data.datasource import FilenameProvider
 
 from recsys_ray.datasets.folder import build_once
 from recsys_ray.datasets.teacher import BINS, LabelCounts, Teacher, auc_of_counts, count_labels, generate_rows
+from recsys_ray.files.json_text import json_text
 from recsys_ray.schema import Categorical, Column, Dense, Label, Schema
 
 BLOCK_ROWS = 1 << 17
@@ -65,7 +65,7 @@ def generate_clicks(
     def write(folder: Path) -> None:
         _write_interactions(teacher, rows, folder / "interactions", block_rows)
         facts = _facts(teacher, _count(teacher, rows, block_rows))
-        (folder / "teacher.json").write_text(json.dumps(facts, indent=2) + "\n")
+        (folder / "teacher.json").write_text(json_text(facts))
         (folder / "schema.json").write_text(teacher_schema(teacher).to_json())
 
     return build_once(out, {"dataset": "synthetic", "rows": rows, **dataclasses.asdict(teacher)}, write)

@@ -17,6 +17,9 @@ from recsys_ray.config import LaunchConfig
 
 log = logging.getLogger(__name__)
 Resources = dict[str, float]
+FLAGS = {"CPU": "--launch.cpus-per-worker", "GPU": "--launch.gpus-per-worker"}
+SMALLEST_AMOUNT = 1e-4
+"""Of a resource: Ray itself counts in ten-thousandths."""
 REPORT_SECONDS = 10
 REQUEST_SECONDS = 60
 
@@ -30,11 +33,15 @@ class NodeType(NamedTuple):
 
 
 def worker_resources(launch: LaunchConfig) -> Resources:
-    """Returns what one worker reserves. Raises ValueError when that is nothing."""
+    """Returns what one worker reserves. Raises ValueError when that is nothing, or less than Ray can count."""
     gpus = launch.gpus_per_worker if launch.gpus_per_worker is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
     bundle = {"CPU": launch.cpus_per_worker, "GPU": gpus, **launch.ray.resources}
     if not any(bundle.values()):
         raise ValueError("--launch.cpus-per-worker 0: a worker without a GPU must ask for something")
+    for name, amount in bundle.items():
+        if amount and amount < SMALLEST_AMOUNT:
+            flag = FLAGS.get(name, f"--launch.ray.resources {name}")
+            raise ValueError(f"{flag} {amount:g}: Ray counts in steps of {SMALLEST_AMOUNT:g}: ask for that or more, or for 0")
     return {name: amount for name, amount in bundle.items() if amount}
 
 
@@ -74,8 +81,9 @@ def workers_that_fit(bundle: Resources, nodes: Iterable[Resources], placement: s
 
 
 def _room(bundle: Resources, node: Resources) -> int:
-    # Ray itself counts in ten-thousandths: ten workers of 0.1 fit into 1.
-    return min(int(round(node.get(name, 0) * 10_000) // round(amount * 10_000)) for name, amount in bundle.items())
+    # In whole steps, as Ray counts: ten workers of 0.1 fit into 1.
+    steps = ((round(node.get(name, 0) / SMALLEST_AMOUNT), round(amount / SMALLEST_AMOUNT)) for name, amount in bundle.items())
+    return min(there // wanted for there, wanted in steps)
 
 
 def _nodes() -> list[Resources]:

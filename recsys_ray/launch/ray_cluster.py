@@ -11,11 +11,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import ray
 
 from recsys_ray.config import RayConfig
+from recsys_ray.ray_address import check_ray_address
 
 
 @contextmanager
 def ray_cluster(config: RayConfig) -> Iterator[None]:
-    """Connects to a Ray cluster while the body runs, and stops in the end what it has started."""
+    """Connects to a Ray cluster while the body runs, and stops in the end what it has started.
+
+    Raises ConnectionError where no cluster answers at RAY_ADDRESS.
+    """
     if ray.is_initialized():
         yield
         return
@@ -29,6 +33,7 @@ def ray_cluster(config: RayConfig) -> Iterator[None]:
 
 def _connect() -> None:
     """Connects, and keeps our handler of SIGTERM: Ray takes the signal for itself and would end the process at once."""
+    check_ray_address()
     before = signal.getsignal(signal.SIGTERM)
     # A Ray of its own, which ends with the job, needs no dashboard: starting it takes 4 s of a core.
     ray.init(include_dashboard=False)

@@ -68,7 +68,7 @@ class WorkerRecord:
     def write(self, folder: Path) -> None:
         """Puts this record in the place of an earlier one of the same rank, in one step."""
         partial = folder / f".rank-{self.rank}"
-        partial.write_text(json.dumps(dataclasses.asdict(self)))
+        partial.write_text(json.dumps(dataclasses.asdict(self), allow_nan=False))
         partial.replace(_record_file(folder, self.rank))
 
     def __str__(self) -> str:

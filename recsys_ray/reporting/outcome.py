@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from recsys_ray.files.json_text import finite_or_null, json_text
+
 OUTCOME_FILE = "outcome.json"
+BOTH_CLASSES = "the test rows have labels of one class alone: it wants positive and negative ones"
+WHY_UNDEFINED = {
+    "test_auc": BOTH_CLASSES,
+    "test_ne": BOTH_CLASSES,
+    "test_calibration": "no test row is positive: it is predicted over observed positives",
+}
+"""Key of the outcome -> why its value may be undefined."""
+
+
+def with_undefined(outcome: dict[str, Any]) -> dict[str, Any]:
+    """Returns the outcome with null for each number that is not finite, and under `undefined` why, where there is one."""
+    names = [name for name, value in outcome.items() if isinstance(value, float) and not math.isfinite(value)]
+    reasons = {name: WHY_UNDEFINED.get(name, "it was not a finite number") for name in names}
+    return finite_or_null(outcome | ({"undefined": reasons} if reasons else {}))
 
 
 def write_outcome(run_dir: Path, outcome: dict[str, Any]) -> None:
     """Writes outcome.json, whole or not at all."""
     partial = run_dir / f".{OUTCOME_FILE}"
-    partial.write_text(json.dumps(outcome, indent=2) + "\n")
+    partial.write_text(json_text(outcome))
     partial.replace(run_dir / OUTCOME_FILE)
 
 

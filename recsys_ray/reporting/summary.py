@@ -8,9 +8,14 @@ from typing import Any
 def outcome_text(outcome: dict[str, Any]) -> str:
     """Returns the headline test metrics and the speed in one line, under a table with a line for each rival if there are any."""
     names = outcome["headline"]
-    metrics = "   ".join(f"test {metric_label(name)} {outcome.get(f'test_{name}', float('nan')):.4f}" for name in names)
+    metrics = "   ".join(f"test {metric_label(name)} {_number(outcome.get(f'test_{name}'))}" for name in names)
     line = f"{metrics}   {outcome['rows_per_second']:,.0f} rows/s on {outcome['world_size']} workers"
-    return "\n".join([*comparison_table(outcome["comparison"]), line])
+    notes = [f"test {metric_label(name.removeprefix('test_'))}: {why}" for name, why in outcome.get("undefined", {}).items()]
+    return "\n".join([*comparison_table(outcome["comparison"]), line, *notes])
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
 
 
 def comparison_table(comparison: list[dict[str, Any]]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -25,6 +26,25 @@ from recsys_ray.sharding.search import RESERVED_SHARE, Search, TableMemory
 log = logging.getLogger(__name__)
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
+
+
+class ControlGroupFiles(NamedTuple):
+    """The files that tell the memory of a control group, below CONTROL_GROUP, and a line of the last one."""
+
+    limit: str
+    used: str
+    statistics: str
+    inactive: str
+    """The inactive part of the page cache."""
+
+
+CONTROL_GROUP_FILES = (
+    ControlGroupFiles("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ControlGroupFiles(
+        "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"
+    ),
+)
+"""Those of control groups version 2 and version 1."""
 
 
 def fuse_sparse_optimizer(module: nn.Module, config: OptimizerConfig) -> None:
@@ -64,12 +84,23 @@ def _least(gib: float, free: int, world: World) -> int:
 
 
 def free_host_memory() -> int:
-    """Returns the free bytes of the host, or of this process's control group (container) where that has fewer."""
+    """Returns the free bytes of the host, or of this process's control group (container) where that has fewer.
+
+    The group's page cache counts as used, but what of it is inactive gives way to any other need.
+    """
     free = psutil.virtual_memory().available
-    limit, used = CONTROL_GROUP / "memory.max", CONTROL_GROUP / "memory.current"
-    if limit.exists() and (most := limit.read_text().strip()) != "max":
-        free = min(free, int(most) - int(used.read_text()))
+    for files in CONTROL_GROUP_FILES:
+        limit = CONTROL_GROUP / files.limit
+        if limit.exists() and (most := limit.read_text().strip()) != "max":
+            used = int((CONTROL_GROUP / files.used).read_text()) - _inactive_cache(files)
+            free = min(free, int(most) - used)
     return free
+
+
+def _inactive_cache(files: ControlGroupFiles) -> int:
+    statistics = CONTROL_GROUP / files.statistics
+    lines = statistics.read_text().splitlines() if statistics.exists() else []
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{files.inactive} ")), 0)
 
 
 def make_plan(

@@ -18,7 +18,7 @@ from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.launch.launcher import launcher
 from recsys_ray.reporting.outcome import read_outcome
 from recsys_ray.reporting.summary import outcome_text
-from recsys_ray.reporting.tracking.tracker import viewing_hint
+from recsys_ray.reporting.tracking.tracker import check_tracking, viewing_hint
 
 FetchSample = Callable[[Path], Path]
 """Fetches a data set into a new folder below the one given and returns its folder, laid out as recsys_ray.datasets says."""
@@ -37,6 +37,7 @@ def run_training_job(default: TrainConfig, description: str, fetch_sample: Fetch
 def launch_training(config: TrainConfig, fetch_sample: FetchSample) -> None:
     """Prepares the data, trains on all workers, and prints the outcome with where to find report, record and registered model."""
     config = with_absolute_paths(config)
+    check_tracking(config)
     if config.register:
         # Not at the top: MLflow takes a second to import.
         from recsys_ray.training.finishing.registration import check_registration, register_run

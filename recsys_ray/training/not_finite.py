@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from recsys_ray.config import TrainConfig
 from recsys_ray.data.loading.stream import BlockStream
+from recsys_ray.files.json_text import json_text
 
 NOT_FINITE_FILE = "not_finite.json"
 
@@ -38,7 +39,7 @@ def record_not_finite(
         "replay": replay,
     }
     if dist.get_rank() == 0:
-        Path(config.run_dir, NOT_FINITE_FILE).write_text(json.dumps(found, indent=2) + "\n")
+        Path(config.run_dir, NOT_FINITE_FILE).write_text(json_text(found))
     shown = ", ".join(blocks[:2]) + (f" and {len(blocks) - 2} more" if len(blocks) > 2 else "")
     return RunNotFinite(
         f"the loss of step {step} is not finite (epoch {epoch + 1}, batch of row blocks {shown}). The checkpoint of step {newest}"

@@ -25,6 +25,7 @@ from recsys_ray.data.engines.base import EngineFailed, TaskWorkers
 from recsys_ray.data.sources.parquet_files import ParquetFiles
 from recsys_ray.data.sources.table import InputTable, PassInput
 from recsys_ray.host_memory import keep_freed_memory
+from recsys_ray.ray_address import check_ray_address
 
 log = logging.getLogger(__name__)
 MAX_ROWS_PER_RAY_TASK = 1 << 18
@@ -129,6 +130,7 @@ class MDSDatasink(Datasink[PartReport]):
 
 def _ensure_ray() -> None:
     if not ray.is_initialized():
+        check_ray_address()
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
 
 

@@ -36,9 +36,12 @@ def shard_cache(root: str, run_dir: str, *, attempt: str, node: int, local_rank:
         root: where the folder is made, or "" for the temporary folder.
         attempt: the same on all workers that are started together, and on no others.
     """
+    # Not at the top: the janitor runs this file by itself.
+    from recsys_ray.files.own_folder import own_folder
+
     run = hashlib.sha256(run_dir.encode()).hexdigest()[:8]
-    folder = Path(root or tempfile.gettempdir()) / f"recsys_ray-{os.getuid()}" / f"{run}-{attempt}-{node}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = own_folder(Path(root or tempfile.gettempdir()) / f"recsys_ray-{os.getuid()}") / f"{run}-{attempt}-{node}"
+    folder.mkdir(parents=True, exist_ok=True)  # parents: the janitor of another run may just have removed them
     lock = (folder / LOCK).open("w")
     fcntl.flock(lock, fcntl.LOCK_SH)
     _locks_held.append(lock)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from recsys_ray.data.prepare.splits import time_boundaries
 from recsys_ray.data.prepare.statistics import Statistics
 from recsys_ray.data.sources.source import Source
 from recsys_ray.data.transform import NOT_BINARY
+from recsys_ray.files.json_text import json_text
 from recsys_ray.schema import Schema
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ def write_dataset(folder: Path, config: PrepareConfig, passes: Passes, *, earlie
     write_vocabularies(folder, statistics.vocabularies)
     write_items(folder, config, passes, statistics)
     summary = _summary(profile, statistics.schema, rows=written.rows, block_rows=config.block_rows, fingerprint=fingerprint)
-    (folder / SUMMARY).write_text(json.dumps(summary | growth, indent=2) + "\n")
+    (folder / SUMMARY).write_text(json_text(summary | growth))
 
 
 def run_stage(stage: str, work: Callable[[], T]) -> T:

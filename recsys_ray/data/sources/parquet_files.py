@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import glob
+import posixpath
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -10,6 +13,8 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from recsys_ray.data.sources.table_formats import check_plain_parquet
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,13 @@ class ParquetFiles:
         """Reads these columns of all files into this process."""
         return pq.read_table(list(self.paths), columns=columns, filesystem=self.filesystem, partitioning=None)
 
+    def batches(self, columns: list[str]) -> Iterator[pa.Table]:
+        """Yields these columns of all files, as tables of a few rows."""
+        for path in self.paths:
+            with pq.ParquetFile(path, filesystem=self.filesystem, pre_buffer=True) as file:
+                for batch in file.iter_batches(columns=columns):
+                    yield pa.Table.from_batches([batch]).select(columns)
+
     def unreadable(self) -> str:
         """Returns the first file with a page that cannot be read and why, or an empty string; reads everything, so it is slow."""
         for path in self.paths:
@@ -46,18 +58,13 @@ class ParquetFiles:
 
 
 def find_parquet(path: str) -> ParquetFiles:
-    """Lists `path` (file, folder, glob or URL of any fsspec store) and reads every footer.
+    """Lists `path` (file, folder, glob or URL of any fsspec store) and reads every footer. What exists is no glob.
 
-    Raises FileNotFoundError when nothing is there, ValueError naming a file that is empty, truncated or of another schema.
+    Raises FileNotFoundError when nothing is there, ValueError naming a file that is empty, truncated or of another schema, or a
+    table of Delta, Iceberg or Hudi.
     """
     filesystem, root = fsspec.core.url_to_fs(path)
-    if any(mark in root for mark in "*?["):
-        found = sorted(filesystem.glob(root))
-    elif filesystem.isdir(root):
-        found = sorted(filesystem.find(root))
-    else:
-        found = [root] if filesystem.exists(root) else []
-    paths = [name for name in found if name == root or (name.endswith((".parquet", ".pq")) and not _hidden(name, root))]
+    paths = _list_files(filesystem, root)
     if not paths:
         raise FileNotFoundError(f"no Parquet file at {path}: wants a .parquet file, a folder of them, or a glob")
     with ThreadPoolExecutor(16) as pool:
@@ -68,6 +75,31 @@ def find_parquet(path: str) -> ParquetFiles:
         _check_same_columns(first, footer.schema.to_arrow_schema(), paths[0], name)
     row_groups = [tuple(footer.row_group(number).num_rows for number in range(footer.num_row_groups)) for footer in footers]
     return ParquetFiles(filesystem, tuple(paths), stamps, tuple(row_groups), first)
+
+
+def _list_files(filesystem: Any, root: str) -> list[str]:
+    """Returns the file `root`, or the Parquet files in the folder, or those that match the glob."""
+    if filesystem.isfile(root):
+        return [root]
+    is_folder = filesystem.isdir(root)
+    found = sorted(filesystem.find(root) if is_folder else _matching(filesystem, root))
+    if found:
+        folder = root if is_folder else posixpath.commonpath(list(map(posixpath.dirname, found)))
+        check_plain_parquet(filesystem, folder, found)
+    return [name for name in found if name.endswith((".parquet", ".pq")) and not _hidden(name, root)]
+
+
+def _matching(filesystem: Any, pattern: str) -> list[str]:
+    """Returns what matches the glob; a folder in it that exists is meant literally, whatever its name looks like."""
+    if not _looks_like_glob(pattern):
+        return []
+    above = map(str, PurePosixPath(pattern).parents)
+    literal = next((folder for folder in above if _looks_like_glob(folder) and filesystem.isdir(folder)), "")
+    return filesystem.glob(glob.escape(literal) + pattern.removeprefix(literal))
+
+
+def _looks_like_glob(path: str) -> bool:
+    return glob.escape(path) != path
 
 
 def _hidden(path: str, root: str) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import subprocess
 import tempfile
 import time
 import uuid
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +39,46 @@ def _own_database(config: TrainConfig) -> Path:
 def viewing_hint(config: TrainConfig) -> str:
     """Returns the command that shows the run in MLflow's user interface."""
     return f"MLflow   mlflow ui --backend-store-uri {tracking_uri(config)}"
+
+
+def check_tracking(config: TrainConfig) -> None:
+    """Raises ValueError where no run could be recorded: MLflow cannot open its database there, or the experiment was deleted."""
+    database, name = _own_database(config), config.tracking.experiment
+    if not config.tracking.uri and set("%?") & set(str(database)):
+        raise ValueError(
+            f"--run-dir {config.run_dir}: MLflow opens its database, {database}, by a URL, which cannot hold % and ?: choose "
+            "another folder, or pass --tracking.uri or --tracking.backend none"
+        )
+    if deleted := _asked_of_server(config) if config.tracking.uri else _asked_of_database(database, name):
+        raise _deleted_error(config, deleted)
+
+
+def _asked_of_server(config: TrainConfig) -> str:
+    """Returns the id of the run's experiment if it was deleted, else an empty text."""
+    from mlflow.tracking import MlflowClient
+
+    found = MlflowClient(config.tracking.uri).get_experiment_by_name(config.tracking.experiment)
+    return found.experiment_id if found is not None and found.lifecycle_stage == "deleted" else ""
+
+
+def _asked_of_database(database: Path, name: str) -> str:
+    """Returns the same as `_asked_of_server`, in milliseconds where MLflow takes 3 s. What cannot be read is left to MLflow."""
+    query = "SELECT experiment_id, lifecycle_stage FROM experiments WHERE name = ?"
+    try:
+        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            found = connection.execute(query, [name]).fetchall()
+    except sqlite3.Error:
+        return ""
+    return str(found[0][0]) if found and all(stage == "deleted" for _, stage in found) else ""
+
+
+def _deleted_error(config: TrainConfig, experiment_id: str) -> ValueError:
+    # A URI that the user gave may hold a password, and is known.
+    where = "" if config.tracking.uri else f"MLFLOW_TRACKING_URI={tracking_uri(config)} "
+    return ValueError(
+        f"the MLflow experiment {config.tracking.experiment!r} was deleted: restore it ({where}mlflow experiments restore "
+        f"--experiment-id {experiment_id}), or pass another --tracking.experiment"
+    )
 
 
 class MlflowTracker:
@@ -143,6 +185,8 @@ def _create_run(client: MlflowClient, config: TrainConfig, settings: dict[str, A
         # With SQLite alone, artifacts would go to a folder of the worker's own working directory.
         location = None if config.tracking.uri else str(run_dir.parent / "mlartifacts")
         experiment_id = client.create_experiment(name, artifact_location=location)
+    elif experiment.lifecycle_stage == "deleted":
+        raise _deleted_error(config, experiment.experiment_id)
     else:
         experiment_id = experiment.experiment_id
     run = client.create_run(experiment_id, run_name=run_dir.name, tags=_tags())

@@ -35,6 +35,10 @@ def open_run(config: TrainConfig, settings: dict[str, Any], run_id: str) -> NoTr
     return NoTracker(run_id)
 
 
+def check_tracking(config: TrainConfig) -> None:
+    """Does nothing: there is nothing that could fail."""
+
+
 def viewing_hint(config: TrainConfig) -> str:
     """Returns an empty text: there is nothing to look at."""
     return ""

@@ -1,7 +1,7 @@
 """The record of a run in an experiment tracker, and the table of trackers. An adapter is imported only when it is asked for.
 
-A new tracker is one new file with `open_run` and `viewing_hint` (as in mlflow_tracker.py); its name goes into TRACKERS and
-TrackingConfig.
+A new tracker is one new file with `open_run`, `check_tracking` and `viewing_hint` (as in mlflow_tracker.py); its name goes into
+TRACKERS and TrackingConfig.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ class Tracker(Protocol):
 
     def end(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """Marks how the run ended."""
+
+
+def check_tracking(config: TrainConfig) -> None:
+    """Raises ValueError, before any work is done, where the run could not be recorded, or for an unknown tracker."""
+    _adapter(config.tracking.backend).check_tracking(config)
 
 
 def open_tracker(config: TrainConfig, settings: dict[str, Any], run_id: str, rank: int) -> Tracker:

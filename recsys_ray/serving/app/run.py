@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import ray
 
+from recsys_ray.ray_address import check_ray_address
 from recsys_ray.serving.app.deploy import ServiceConfig, bundle_manifest, start_service
 from recsys_ray.serving.app.deployments.tasks import ModelSources
 from recsys_ray.serving.index.manifest import read_manifest
@@ -61,7 +62,11 @@ def _announce(release: str, config: ServiceConfig, stays_here: bool) -> None:
 
 @contextmanager
 def _connected() -> Iterator[bool]:
-    """Connects to a cluster that runs already, or starts one on this machine; yields whether it was started here."""
+    """Connects to a cluster that runs already, or starts one on this machine; yields whether it was started here.
+
+    Raises ConnectionError where no cluster answers at RAY_ADDRESS, rather than serve elsewhere than was asked.
+    """
+    check_ray_address()
     try:
         ray.init("auto", logging_level=logging.ERROR, log_to_driver=False)
         own_cluster = False

@@ -15,6 +15,7 @@ import ray.data
 from recsys_ray.columns import FREQUENCY
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.dataset.tables import CATALOGUE, load_catalogue
+from recsys_ray.ray_address import check_ray_address
 from recsys_ray.serving.bundle import load_retriever
 from recsys_ray.serving.index.vector_index import VECTOR
 
@@ -44,12 +45,16 @@ def item_vectors(run_dir: Path, dataset: DatasetDirectory, dim: int) -> tuple[pa
     The run directory and the dataset must be on storage that all nodes see.
     """
     if not ray.is_initialized():
+        check_ray_address()
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
-    ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = sys.stderr.isatty()
+    # Its newer reader, and any filter of extensions, find no file in a path that has a "?", which they take for a URL.
+    context.use_datasource_v2 = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     catalogue = load_catalogue(dataset)
     workers = max(1, min(int(ray.cluster_resources().get("CPU", 1)), len(catalogue) // ITEMS_PER_WORKER))
-    vectors = ray.data.read_parquet(str(dataset.root / CATALOGUE)).map_batches(
+    vectors = ray.data.read_parquet(str(dataset.root / CATALOGUE), file_extensions=None).map_batches(
         Embedder,
         fn_constructor_args=(str(run_dir),),
         batch_size=ITEMS_PER_BATCH,

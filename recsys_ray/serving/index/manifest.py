@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import fsspec
 
 from recsys_ray.bundle.manifest import BundleFile
+from recsys_ray.files.json_text import json_text
 from recsys_ray.serving.index.recall import RECALL_AT
 
 INDEX_FILE = "index.json"
@@ -98,5 +99,5 @@ def write_manifest(uri: str, manifest: IndexManifest) -> None:
     """Writes index.json under another name, then renames it."""
     files, root = fsspec.core.url_to_fs(uri)
     partial = f"{root}/.{INDEX_FILE}.{uuid.uuid4().hex[:8]}"
-    files.pipe_file(partial, (json.dumps(dataclasses.asdict(manifest), indent=2) + "\n").encode())
+    files.pipe_file(partial, json_text(dataclasses.asdict(manifest)).encode())
     files.mv(partial, f"{root}/{INDEX_FILE}")

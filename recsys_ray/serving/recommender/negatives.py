@@ -21,6 +21,7 @@ import torch
 from recsys_ray.data.dataset.atomic_folder import replaced_atomically
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.sources.joins import join_lookups
+from recsys_ray.data.sources.parquet_files import find_parquet
 from recsys_ray.data.transform import positive_rows
 from recsys_ray.schema import Label, Schema
 from recsys_ray.serving.bundle import load_retriever
@@ -76,9 +77,9 @@ def write_ranking_rows(retriever: str, interactions: str, users: str, out: Path,
     Raises ValueError for a column that the retrieval model reads and the tables do not have.
     """
     model = load_retriever(retriever)
-    rows = pq.read_table(interactions)
+    rows = _read_all(interactions)
     if users:
-        table = pq.read_table(users)
+        table = _read_all(users)
         names = [name for name in table.column_names if name not in rows.column_names]
         rows = join_lookups(lambda: [(model.user_key, table)], [*rows.column_names, *names], rows)
     catalogue = ServedCatalogue.load(DatasetDirectory.open(model.dataset), model.item_key)
@@ -94,6 +95,11 @@ def write_ranking_rows(retriever: str, interactions: str, users: str, out: Path,
                 counts = [counts[0] + positives, counts[1] + len(part) - positives]
         (folder / "schema.json").write_text(ranking_schema(model.schema).to_json())
     return f"{out}: {counts[0]:,} positive rows and {counts[1]:,} negative ones"
+
+
+def _read_all(path: str) -> pa.Table:
+    files = find_parquet(path)
+    return files.read(files.arrow_schema.names)
 
 
 def ranking_label(schema: Schema) -> Label:

@@ -29,7 +29,9 @@ class Progress:
     def from_note(note: dict[str, Any]) -> Progress:
         """Returns the progress stored in a checkpoint, also in one of version 0.1, which named the id after MLflow."""
         renamed = {"mlflow_run_id": "tracking_run_id"}
-        return Progress(**{renamed.get(name, name): value for name, value in note.items()})
+        progress = Progress(**{renamed.get(name, name): value for name, value in note.items()})
+        progress.scores = [(step, math.nan if score is None else score) for step, score in progress.scores]
+        return progress
 
     def add_seconds(self, parts: dict[str, float]) -> None:
         """Adds seconds to parts of the run."""

@@ -55,7 +55,7 @@ def export_bundle(run: Run, dataset: DatasetDirectory, outcome: dict[str, Any], 
 def write_settings(run: Run, dataset: DatasetDirectory, folder: Path) -> dict[str, BundleFile]:
     """Writes the model's settings, the schema and the vocabularies, and returns these files by their path."""
     model = to_values(run.config, model_name(run.config.model))["model"]
-    (folder / "config.json").write_text(json.dumps(model, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(model, indent=2, allow_nan=False) + "\n")
     copy_encoding(dataset, folder)
     paths = [folder / "config.json", folder / "schema.json", *(folder / "vocabularies").glob("*.parquet")]
     return {path.relative_to(folder).as_posix(): file_entry(path) for path in paths}
@@ -71,7 +71,8 @@ def describe(
     tensors: dict[str, StoredTensor],
 ) -> Manifest:
     """Returns the manifest of a bundle with these files and tensors."""
-    metrics = {name: value for name, value in outcome.items() if name.startswith("test_") and math.isfinite(value)}
+    tested = {name: value for name, value in outcome.items() if name.startswith("test_")}
+    metrics = {name: value for name, value in tested.items() if value is not None and math.isfinite(value)}
     return Manifest(
         model=model_name(run.config.model),
         version=content_version(files),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from recsys_ray.data.dataset.directory import DatasetDirectory
+from recsys_ray.files.json_text import json_text
 from recsys_ray.models.task import Evaluation
-from recsys_ray.reporting.outcome import OUTCOME_FILE, mean_rows_per_second, write_outcome
+from recsys_ray.reporting.outcome import OUTCOME_FILE, mean_rows_per_second, with_undefined, write_outcome
 from recsys_ray.reporting.report import write_report
 from recsys_ray.reporting.run_record import RunRecord
 from recsys_ray.sharding.placement import table_shards
@@ -20,11 +20,11 @@ def record_outcome(run: Run, dataset: DatasetDirectory, test: Evaluation | None,
     """Writes the outcome and the report, and returns the outcome. `test` is None where the dataset has no test rows."""
     run_dir, tracker, step = Path(run.config.run_dir), run.tracker, run.progress.step
     test = test or Evaluation({})
-    outcome = _outcome(run, test, best_step)
+    outcome = with_undefined(_outcome(run, test, best_step))
     tracker.log_metrics(step, {f"test/{name}": value for name, value in test.metrics.items()})
     tracker.log_metrics(step, {"rows_per_second": outcome["rows_per_second"]})
     tracker.log_file(write_report(run_dir, _record(run, outcome, dataset, test)))
-    tracker.log_text(json.dumps(outcome, indent=2), OUTCOME_FILE)
+    tracker.log_text(json_text(outcome), OUTCOME_FILE)
     write_outcome(run_dir, outcome)
     return outcome
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
@@ -26,6 +25,7 @@ from recsys_ray.data.engines.spark.task_results import (
     from_result_column,
     merge_results,
     to_result_column,
+    unpickled,
 )
 from recsys_ray.data.sources.parquet_files import ParquetFiles
 from recsys_ray.data.sources.table import PassInput
@@ -118,8 +118,7 @@ class SparkEngine:
         return _TaskRows(self._spark.range(0, tasks, 1, tasks), lambda batches: map(join, read(batches)))
 
     def _collected(self, results: DataFrame) -> Iterator[Any]:
-        found = run_jobs(self._spark, results.collect)
-        return (pickle.loads(row.result) for row in found)
+        return unpickled(row.result for row in run_jobs(self._spark, results.collect))
 
     def _part_numbers(self, rows: int, part_rows: int) -> np.ndarray:
         """Returns one number for each part, which Spark's hash partitioning sends to a partition of its own."""

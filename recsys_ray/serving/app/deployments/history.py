@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from recsys_ray.columns import FREQUENCY
 from recsys_ray.data.dataset.directory import DatasetDirectory
 from recsys_ray.data.dataset.tables import load_catalogue, load_vocabularies
 from recsys_ray.data.loading.split_reader import read_split
+from recsys_ray.data.sources.parquet_files import find_parquet
 from recsys_ray.data.transform import as_seconds, positive_rows
 from recsys_ray.schema import Categorical, Schema
 from recsys_ray.serving.app.deployments.retrieval import schema_of
@@ -96,15 +96,13 @@ class History:
 
 
 def raw_interactions(path: str, schema: Schema) -> Iterator[RawInteractions]:
-    """Yields the interactions of a Parquet file or folder. Raises ValueError where it lacks a column."""
+    """Yields the interactions of Parquet, as `find_parquet` finds it. Raises ValueError where it lacks a column."""
     keys = [schema.key("user"), schema.key("item")]
     names = [column.name for column in (*keys, schema.label, schema.timestamp) if column is not None]
-    for fragment in pq.ParquetDataset(path).fragments:
-        for batch in fragment.to_batches(columns=names):
-            table = pa.Table.from_batches([batch])
-            users, items = (table[name].combine_chunks() for name in names[:2])
-            times = as_seconds(table[schema.timestamp.name].combine_chunks()) if schema.timestamp else pa.array([0] * len(table))
-            yield RawInteractions(users, items, positive_rows(table, schema), times.fill_null(0).to_numpy())
+    for table in find_parquet(path).batches(names):
+        users, items = (table[name].combine_chunks() for name in names[:2])
+        times = as_seconds(table[schema.timestamp.name].combine_chunks()) if schema.timestamp else pa.array([0] * len(table))
+        yield RawInteractions(users, items, positive_rows(table, schema), times.fill_null(0).to_numpy())
 
 
 def split_interactions(dataset: DatasetDirectory) -> Iterator[RawInteractions]:

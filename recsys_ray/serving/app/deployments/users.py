@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from recsys_ray.data.sources.parquet_files import find_parquet
 from recsys_ray.data.vocabulary import ValueLookup
 from recsys_ray.schema import Categorical, Column
 from recsys_ray.serving.encoder import kind_of, raw_type
@@ -61,11 +61,12 @@ class UserTable:
 
 
 def _latest(path: str, key: Categorical, columns: Sequence[Column], timestamp: str) -> pa.Table:
-    names = pq.ParquetDataset(path).schema.names
+    files = find_parquet(path)
+    names = files.arrow_schema.names
     if key.name not in names:
         raise ValueError(f"--users {path} has no column {key.name!r}, which tells users apart")
     wanted = {column.name: raw_type(column) for column in columns if column.name in names} | {key.name: raw_type(key)}
-    table = pq.read_table(path, columns=[*wanted, *([timestamp] if timestamp in names else [])])
+    table = files.read([*wanted, *([timestamp] if timestamp in names else [])])
     table = table.filter(table[key.name].is_valid())
     keys = table[key.name].combine_chunks().cast(raw_type(key))
     codes = keys.dictionary_encode().indices.to_numpy(zero_copy_only=False)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys_ray.data.dataset.atomic_folder import move_into_place, remove_folder
+from recsys_ray.files.json_text import json_text
 from recsys_ray.serving.batch.partitioned.delta import make_delta_table
 
 BATCH_MANIFEST = "_manifest.json"
@@ -83,7 +84,7 @@ class BatchOutput:
         if not self._is_mine(self.work, overwrite, marker=BATCH_MANIFEST):
             remove_folder(self.work)
             self.scratch.mkdir(parents=True)
-            write_whole(self.work / BATCH_MANIFEST, lambda path: path.write_text(json.dumps(asdict(self.manifest), indent=2)))
+            write_whole(self.work / BATCH_MANIFEST, lambda path: path.write_text(json_text(asdict(self.manifest))))
         return True
 
     def _is_mine(self, folder: Path, overwrite: bool, marker: str) -> bool:
@@ -132,7 +133,7 @@ class BatchOutput:
         if self.delta:
             make_delta_table(self.work)
         summary = {**asdict(self.manifest), "counts": dict(counts)}
-        write_whole(self.work / SUCCESS, lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
+        write_whole(self.work / SUCCESS, lambda path: path.write_text(json_text(summary)))
         move_into_place(self.work, self.out)
         remove_folder(self.work)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-
-from recsys_ray.data.sources.parquet_files import find_parquet
 
 
 def recommendation_sample(out: str, users: int, k: int, columns: Sequence[str]) -> str:
@@ -16,10 +15,9 @@ def recommendation_sample(out: str, users: int, k: int, columns: Sequence[str]) 
 
     `columns` are those of an item to show; without any its key is shown. The output must have a row.
     """
-    files = find_parquet(out)
-    with files.filesystem.open(files.paths[0], "rb") as stream:
-        first = next(pq.ParquetFile(stream).iter_batches(batch_size=users * k)).to_pylist()
-    user, _, item = files.arrow_schema.names[:3]
+    with pq.ParquetFile(min(Path(out).glob("*.parquet"))) as file:
+        first = next(file.iter_batches(batch_size=users * k)).to_pylist()
+        user, _, item = file.schema_arrow.names[:3]
     return "\n".join(
         "\n".join([f"\n{user} {value} is recommended", *(_line(row, columns or [item]) for row in group)])
         for value, group in groupby(first, key=lambda row: row[user])
