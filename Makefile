@@ -40,7 +40,7 @@ bench: $(VENV)/.ready  ## speed compared with the usual recipe and the limit of 
 bench-models: $(VENV)/.ready  ## the quality of the models, and the other benchmarks, one after another: hours
 	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
-chaos: $(VENV)/.ready  ## the long tests, then ten runs under local and ten under Ray, each with a SIGKILL at a random moment: 20 minutes
+chaos: $(VENV)/.ready  ## the long tests, then ten runs under local and ten under Ray, each with a SIGKILL at a random moment: 35 minutes
 	$(BIN)/python -m pytest -m long
 	$(BIN)/python -m tests.chaos
 

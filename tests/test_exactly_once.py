@@ -21,6 +21,7 @@ ROWS = 1_000_000
 SCHEMA = (Label("click"), Dense("price"), Categorical("user", num_embeddings=1000), Timestamp("number"))
 
 
+@pytest.mark.long
 def test_a_million_rows_and_a_killed_writer(ray_session, tmp_path):
     numbers = np.arange(ROWS)
     labels = np.where(numbers % 97 == 0, 2.0, numbers % 2)

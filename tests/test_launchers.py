@@ -220,12 +220,11 @@ def test_hosts_are_nodes_where_they_are_equal_and_in_order(hosts: list[str], pla
     assert [node_layout(hosts, rank) for rank in range(len(hosts))] == places
 
 
-@needs_java
 @pytest.mark.parametrize(
     "engines",
     [
-        pytest.param(["ray", "spark-cluster", "local"], id="ray-spark-cluster-local"),
-        pytest.param(["spark-driver", "local"], id="spark-driver-local", marks=pytest.mark.long),
+        pytest.param(["ray", "local"], id="ray-local"),
+        pytest.param(["spark-cluster", "spark-driver", "local"], id="spark-local", marks=[needs_java, pytest.mark.long]),
     ],
 )
 def test_every_engine_trains_the_same_rows_to_the_same_weights(engines: list[str], ray_session: None) -> None:

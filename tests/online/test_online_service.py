@@ -383,6 +383,7 @@ def test_what_cannot_be_served_changes_nothing(client: ServiceClient, runs: Serv
     assert len([name for name in serve.status().applications if name != INGRESS]) == 3
 
 
+@pytest.mark.long
 def test_killed_replicas_fail_no_request(client: ServiceClient) -> None:
     """Of every deployment the only replica is killed: requests wait, and are sent again."""
     release = client.get("/readyz").json()["release"]
