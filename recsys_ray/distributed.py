@@ -17,7 +17,7 @@ from torch.distributed.nn.functional import all_gather
 from recsys_ray.host_memory import keep_freed_memory
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""How long workers wait for each other, such as for what rank 0 alone computes: gloo's default, and three times NCCL's."""
+"""The time that workers wait for each other, such as for what rank 0 alone computes: gloo's default, and three times NCCL's."""
 
 
 @dataclass(frozen=True)

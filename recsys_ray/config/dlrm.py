@@ -14,7 +14,7 @@ class DLRMConfig(ModelConfig):
 
     interaction: Literal["dot", "dcn"] = "dot"
     pooling: Literal["sum", "mean"] = "mean"
-    """How the embeddings of a multi-valued column become one."""
+    """The way in which the embeddings of a multi-valued column become one."""
     dense_layers: tuple[int, ...] = (64,)
     """Hidden layers of the bottom MLP; a last one of embedding_dim is added."""
     over_layers: tuple[int, ...] = (128, 64)

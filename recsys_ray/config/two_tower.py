@@ -15,9 +15,9 @@ class TwoTowerConfig(ModelConfig):
     embedding_dim: int = 64
     """Numbers in each row of the embedding tables, and in both towers' vectors."""
     pooling: Literal["mean", "sum", "attention"] = "mean"
-    """How the values of a multi-valued column become one vector; attention: weighted by a learned query and position."""
+    """The way in which a multi-valued column becomes one vector; attention: weighted by a learned query and position."""
     pooled_values: int = 20
-    """For attention: how many values of a row count, from the first."""
+    """The number of values of a row that attention takes, from the first."""
     query_layers: tuple[int, ...] = (128,)
     """Hidden layers; a last one of embedding_dim is added. Without any, the tower is the sum of its columns' embeddings; with one
     column a side that is matrix factorisation."""

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 Resources = dict[str, float]
 FLAGS = {"CPU": "--launch.cpus-per-worker", "GPU": "--launch.gpus-per-worker"}
 SMALLEST_AMOUNT = 1e-4
-"""Of a resource: Ray itself counts in ten-thousandths."""
+"""The smallest amount of a resource that can be asked for: Ray counts in ten-thousandths."""
 REPORT_SECONDS = 10
 REQUEST_SECONDS = 60
 

@@ -26,7 +26,7 @@ SCORE_BYTES = 13
 BATCHES = 3
 """Batches that TrainPipelineSparseDist has on the GPU at once."""
 ACTIVATION_PASSES = 4
-"""How often a step writes or reads each activation and its gradient in memory; what a compiler fuses, less often."""
+"""The times that a step writes or reads each activation and its gradient in memory; what a compiler fuses, less often."""
 LAUNCH_MS = 0.6
 """The part of a step on a GPU that does not depend on the rows: launching its kernels, and those too small to fill the GPU."""
 
@@ -73,7 +73,7 @@ class StepTime:
     dense_exchange: float
     """All-reduce of the dense gradients, and all-gather of an in-batch softmax's candidates."""
     launch: float
-    """What does not depend on the number of rows."""
+    """The part of the step that does not depend on the number of rows."""
     hides_input: bool
 
     @property

@@ -12,7 +12,7 @@ from torchrec.modules.embedding_configs import DataType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from recsys_ray.config import ShardingConfig
-from recsys_ray.sharding.search import Codecs
+from recsys_ray.sharding.search import Codecs, table_configs
 
 log = logging.getLogger(__name__)
 TYPES = {"fp16": (torch.float16, DataType.FP16), "bf16": (torch.bfloat16, DataType.BF16)}
@@ -33,9 +33,8 @@ def set_table_type(module: nn.Module, config: ShardingConfig, device: torch.devi
     for part in module.modules():
         if isinstance(part, EmbeddingBagCollection | EmbeddingCollection):
             part.to(numbers)
-            bags = isinstance(part, EmbeddingBagCollection)
-            for table in part.embedding_bag_configs() if bags else part.embedding_configs():
-                table.data_type = data_type
+    for table in table_configs(module):
+        table.data_type = data_type
     types = tuple(kind for kind in config.types if kind != "data_parallel")
     return replace(config, types=types or ("table_wise",))
 

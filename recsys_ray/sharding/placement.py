@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from recsys_ray.sharding.local_tables import table_in_name
 from recsys_ray.sharding.search import CACHED
 
 
@@ -29,7 +30,7 @@ class TableShard:
 
 def table_shards(model: Any) -> list[TableShard]:
     """Returns all shards of a DistributedModelParallel, those of other workers included."""
-    weights = {name.split(".")[-2]: tensor for name, tensor in model.state_dict().items() if name.endswith("_table.weight")}
+    weights = {table_in_name(name): tensor for name, tensor in model.state_dict().items()}
     return [
         TableShard(
             table=table,

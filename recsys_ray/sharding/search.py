@@ -16,6 +16,7 @@ from torchrec.distributed.planner.proposers import DynamicProgrammingProposer, G
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import Enumerator, ParameterConstraints, Perf, PlannerError, Proposer, ShardingOption
 from torchrec.distributed.types import CacheParams, ModuleSharder, QuantizedCommCodecs, ShardingPlan
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 RESERVED_SHARE = 0.15
@@ -80,7 +81,7 @@ class Search:
     """The share of rows that the cache of a table in host memory holds."""
     constraints: dict[str, ParameterConstraints] = field(default_factory=dict)
     codecs: Codecs | None = None
-    """What converts embeddings before and after an exchange."""
+    """The codecs that convert embeddings before and after an exchange; None: they are sent as they are."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a cache that is no share of a table."""
@@ -126,8 +127,8 @@ class Search:
     def _with_caches(self) -> dict[str, ParameterConstraints]:
         cache = CacheParams(load_factor=self.cache_share)
         return {
-            table: replace(self.constraints.get(table, ParameterConstraints()), cache_params=cache)
-            for table in table_names(self.module)
+            table.name: replace(self.constraints.get(table.name, ParameterConstraints()), cache_params=cache)
+            for table in table_configs(self.module)
         }
 
     def _proposers(self) -> list[Any]:
@@ -217,15 +218,15 @@ def sharders(
     return [sharder(offered, kernels, lookup_type, codecs) for sharder in (BagSharder, SequenceSharder)]
 
 
-def table_names(module: nn.Module) -> list[str]:
-    """Returns the names of the module's embedding tables."""
-    names = []
+def table_configs(module: nn.Module) -> list[BaseEmbeddingConfig]:
+    """Returns TorchRec's configurations of the module's embedding tables."""
+    configs: list[BaseEmbeddingConfig] = []
     for part in module.modules():
         if isinstance(part, EmbeddingBagCollection):
-            names += [config.name for config in part.embedding_bag_configs()]
+            configs += part.embedding_bag_configs()
         elif isinstance(part, EmbeddingCollection):
-            names += [config.name for config in part.embedding_configs()]
-    return names
+            configs += part.embedding_configs()
+    return configs
 
 
 def topology(workers: int, workers_per_node: int, *, kind: str, memory: TableMemory, speeds: dict[str, Any]) -> Topology:

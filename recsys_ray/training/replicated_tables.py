@@ -12,7 +12,7 @@ from recsys_ray.config import OptimizerConfig
 from recsys_ray.sharding.local_tables import table_in_name
 
 EPSILON = 1e-8
-"""What fbgemm adds to the root of Adagrad's sum of squares."""
+"""The number that fbgemm adds to the root of Adagrad's sum of squares."""
 
 
 class _Lookup(NamedTuple):
